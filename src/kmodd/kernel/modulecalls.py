@@ -1,0 +1,83 @@
+"""A module's file handed to the kernel, by whichever of its two system calls will do."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+
+from kmodd.image import compressed, elf
+from kmodd.kernel import libc
+
+IGNORE_MODVERSIONS = 1
+IGNORE_VERMAGIC = 2
+"""Flags of finit_module(2): load a module that was built for another kernel."""
+_COMPRESSED_FILE = 4  # Linux 5.17: the kernel decompresses
+_KERNEL_COMPRESSION = "/sys/module/compression"
+
+
+def load_image(path: str, parameters: bytes, *, force_flags: int = 0) -> None:
+    """Insert the module in a file, as kmod does.
+
+    By finit_module(2) where the file is plain, or the kernel decompresses what it is compressed with; else,
+    and where there is no such call, by init_module(2) with the plain image.
+
+    `force_flags`: IGNORE_MODVERSIONS, IGNORE_VERMAGIC or both; where init_module(2) has to be taken, what
+    they ignore is taken out of the image.
+
+    Raises:
+        OSError: the file cannot be read, or the kernel refuses the module.
+        KmoddError: the file cannot be decompressed, or forced, because it is damaged.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        kind = compressed.compression(os.pread(fd, 6, 0))
+        if kind is None or kind == _kernel_compression():
+            try:
+                libc.finit_module(fd, parameters, force_flags | (_COMPRESSED_FILE if kind else 0))
+            except OSError as err:
+                if err.errno != errno.ENOSYS:
+                    raise
+            else:
+                return
+    finally:
+        os.close(fd)
+    image = compressed.read_module(path)
+    if force_flags:
+        image = elf.without_checks(
+            image,
+            vermagic=bool(force_flags & IGNORE_VERMAGIC),
+            versions=bool(force_flags & IGNORE_MODVERSIONS),
+        )
+    init_module(image, parameters)
+
+
+def init_module(image: bytes, parameters: bytes) -> None:
+    """init_module(2); ENOSYS where the C library or the kernel has no such call."""
+    try:
+        function = _libc().init_module
+    except AttributeError as err:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "init_module") from err
+    if function(image, ctypes.c_ulong(len(image)), parameters) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "init_module")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _kernel_compression() -> str | None:
+    """Return what the kernel decompresses, as the names of `compression()`; None where nothing."""
+    try:
+        fd = os.open(_KERNEL_COMPRESSION, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 16).decode("ascii", "replace").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

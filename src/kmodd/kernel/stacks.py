@@ -1,0 +1,114 @@
+"""Who is blocked waiting for a module, read from the kernel stacks of tasks.
+
+Needs CONFIG_STACKTRACE and CAP_SYS_ADMIN in the initial user namespace (/proc/PID/stack, proc(5)).
+A requester waits in `call_usermodehelper_exec`, killable, below `__request_module`. On User-mode Linux
+/proc/PID/wchan names an unrelated function, while the stack is right (tried on 6.1), so the stack it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+
+from kmodd.kernel.interface import BlockedTask, Wait
+
+_FRAME = re.compile(r"^\[<[0-9a-f]+>\] ([\w.]+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[(\w+)\])?", re.MULTILINE)
+# Both: one that still waits for one of the kernel's 50 slots has asked nobody yet.
+_REQUESTING = frozenset({"__request_module", "call_usermodehelper_exec"})
+# Where finit_module(2) sleeps until another task has brought a module in, kernels 5.3 to 6.12; load_module
+# where the compiler has put the first of them into it. Only as the innermost function: below a read of the
+# module's file the same functions stand, and that ends by itself.
+_AWAITING = frozenset(
+    {
+        "add_unformed_module",
+        "module_patient_check_exists",
+        "load_module",
+        "resolve_symbol_wait",
+        "simplify_symbols",
+        "idempotent",
+        "idempotent_init_module",
+        "idempotent_wait_for_completion",
+    }
+)
+_WAITS = frozenset(
+    {
+        "wait_for_completion",
+        "wait_for_completion_interruptible",
+        "wait_for_completion_killable",
+        "wait_for_completion_state",
+        "__wait_for_common",
+        "wait_for_common",
+    }
+)
+_BLOCKED_STATES = frozenset("DS")
+
+
+def frames(stack: str) -> list[tuple[str, str | None]]:
+    """Return the functions of a stack, innermost first, each with the module it belongs to or None."""
+    return [(match[1], match[2] or None) for match in _FRAME.finditer(stack)]
+
+
+def waiting_for(stack: str) -> Wait | None:
+    """Return what a task with this kernel stack waits for."""
+    functions = [function for function, _module in frames(stack)]
+    if _REQUESTING.issubset(functions):
+        return Wait.REQUEST
+    innermost = next((function for function in functions if function not in _WAITS), None)
+    return Wait.MODULE if innermost in _AWAITING else None
+
+
+def state_and_session(stat: str) -> tuple[str, int]:
+    """Return a task's state letter and session id from its stat file (proc(5)).
+
+    The second field is the task's name in parentheses and may hold anything, so the last `)` counts.
+    """
+    fields = stat[stat.rindex(")") + 2 :].split(" ", 4)
+    return fields[0], int(fields[3])
+
+
+def blocked_tasks(
+    sessions: Collection[int], coming: Collection[str], proc: str = "/proc", threads: Collection[int] = ()
+) -> list[BlockedTask]:
+    """Return every task blocked in request_module(), and of those that load who waits for a module.
+
+    Those that load: the tasks of `sessions`, and `threads`.
+    A task that ends while it is looked at is left out.
+    """
+    found = []
+    for task in _tasks(proc):
+        try:
+            state, session = state_and_session(_read(f"{task}/stat"))
+            # Only a load's own tasks can wait for a module (interruptible); a requester is in D.
+            tid = int(task.rpartition("/")[2])
+            loads = session in sessions or tid in threads
+            if state not in _BLOCKED_STATES or (state == "S" and not loads):
+                continue
+            stack = _read(f"{task}/stack")
+        except (OSError, ValueError):
+            continue
+        wait = waiting_for(stack)
+        if wait is Wait.REQUEST:
+            modules = frozenset(module for _function, module in frames(stack) if module)
+        elif wait is Wait.MODULE and loads:
+            modules = frozenset(coming)
+        else:
+            continue
+        found.append(BlockedTask(tid, session, wait, modules))
+    return found
+
+
+def _tasks(proc: str) -> Iterator[str]:
+    for pid in os.listdir(proc):
+        if pid.isdigit():
+            try:
+                tids = os.listdir(f"{proc}/{pid}/task")
+            except OSError:
+                continue
+            for tid in tids:
+                yield f"{proc}/{pid}/task/{tid}"
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.read(65536)

@@ -1,0 +1,1 @@
+"""What is installed: the index of /lib/modules/RELEASE, modprobe.d, and plans."""

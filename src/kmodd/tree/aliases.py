@@ -1,0 +1,152 @@
+"""Which modules an alias stands for: tens of thousands of patterns, looked through in microseconds.
+
+A name is compared with few patterns, found in three ways: those without wildcards by a dictionary; those
+with a literal prefix by one look-up for each length that such prefixes have; and under one prefix, where
+there are many, by a literal that must come later (`acpi*:PNP0501:*`), found from its first character.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+from kmodd.tree.glob import is_literal, matches, prefix_length
+
+_FEW = 6
+"""Up to so many patterns of one prefix are simply all compared."""
+
+
+class _Bucket:
+    """The patterns of one prefix, by a literal behind their first wildcard (a needle)."""
+
+    __slots__ = ("_by_first", "_needles", "_others")
+
+    def __init__(self, lines: list[int], patterns: list[str], prefix: int) -> None:
+        self._others: list[int] = []
+        self._needles: dict[str, list[int]] = {}
+        for line in lines:
+            needle = _needle(patterns[line], prefix)
+            if needle:
+                self._needles.setdefault(needle, []).append(line)
+            else:
+                self._others.append(line)
+        lengths: dict[str, set[int]] = {}
+        for needle in self._needles:
+            lengths.setdefault(needle[0], set()).add(len(needle))
+        self._by_first = {first: tuple(sorted(found)) for first, found in lengths.items()}
+
+    def candidates(self, name: str, start: int) -> list[int]:
+        """Return the lines whose pattern may match, among them all that do."""
+        found = list(self._others)
+        needles = self._needles
+        if len(needles) <= _FEW:
+            for needle, lines in needles.items():
+                if needle in name:
+                    found += lines
+            return found
+        seen = set()
+        for first, lengths in self._by_first.items():
+            at = name.find(first, start)
+            while at >= 0:
+                for length in lengths:
+                    needle = name[at : at + length]
+                    if needle in needles and needle not in seen:
+                        seen.add(needle)
+                        found += needles[needle]
+                at = name.find(first, at + 1)
+        return found
+
+
+def _needle(pattern: str, prefix: int) -> str:
+    """Return the longest literal between two wildcards of a pattern of stars; empty where that is none."""
+    if "?" in pattern or "[" in pattern or "\\" in pattern:
+        return ""
+    return max(pattern[prefix:].split("*"), key=len)
+
+
+_Found = int | tuple[int, ...] | _Bucket
+"""One line, some lines, or many of them."""
+
+
+class AliasTable:
+    """Immutable: lines of a pattern and a module, in order of priority."""
+
+    __slots__ = ("_exact", "_module_of", "_modules", "_patterns", "_wild")
+
+    def __init__(self, lines: Iterable[tuple[str, str]]) -> None:
+        """Take `(pattern, module)` in ascending priority; the patterns are normalised already."""
+        self._modules: list[str] = []
+        self._module_of = array("I")
+        self._patterns: list[str] = []
+        self._exact: dict[str, int | tuple[int, ...]] = {}
+        # By what stands before the first colon: the lengths of the literal prefixes, and what each has.
+        self._wild: dict[str, tuple[tuple[int, ...], dict[str, _Found]]] = {}
+        numbers: dict[str, int] = {}
+        wild: dict[str, list[int]] = {}
+        for line, (pattern, module) in enumerate(lines):
+            number = numbers.get(module)
+            if number is None:
+                number = numbers[module] = len(self._modules)
+                self._modules.append(module)
+            self._module_of.append(number)
+            if is_literal(pattern):
+                self._patterns.append("")
+                before = self._exact.get(pattern)
+                self._exact[pattern] = line if before is None else (*_lines(before), line)
+            else:
+                self._patterns.append(pattern)
+                wild.setdefault(pattern[: prefix_length(pattern)], []).append(line)
+        grouped: dict[str, dict[str, _Found]] = {}
+        for prefix, found in wild.items():
+            few = len(found) <= _FEW
+            value: _Found = tuple(found) if few else _Bucket(found, self._patterns, len(prefix))
+            grouped.setdefault(_head(prefix), {})[prefix] = found[0] if len(found) == 1 else value
+        for head, prefixes in grouped.items():
+            self._wild[head] = tuple(sorted({len(prefix) for prefix in prefixes})), prefixes
+
+    def __len__(self) -> int:
+        """Return the number of lines."""
+        return len(self._patterns)
+
+    def find(self, name: str) -> list[str]:
+        """Return the modules of all patterns that match a normalised name, in ascending priority.
+
+        A module that several patterns name is returned as often.
+        """
+        exact = self._exact.get(name)
+        lines = [] if exact is None else list(_lines(exact))
+        patterns = self._patterns
+        end = len(name)
+        for head in (_head(name), "") if ":" in name else ("",):
+            group = self._wild.get(head)
+            if group is None:
+                continue
+            lengths, prefixes = group
+            for length in lengths:
+                if length > end:
+                    break
+                found = prefixes.get(name[:length])
+                if found is None:
+                    continue
+                candidates = found.candidates(name, length) if isinstance(found, _Bucket) else _lines(found)
+                lines += [line for line in candidates if matches(patterns[line], name)]
+        if len(lines) > 1:
+            lines.sort()
+        return [self._modules[self._module_of[line]] for line in lines]
+
+    def patterns(self) -> list[tuple[str, str]]:
+        """Return every pattern with its module, those without wildcards too, in ascending priority."""
+        literal = {line: pattern for pattern, lines in self._exact.items() for line in _lines(lines)}
+        return [
+            (pattern or literal[line], self._modules[self._module_of[line]])
+            for line, pattern in enumerate(self._patterns)
+        ]
+
+
+def _lines(found: int | tuple[int, ...]) -> tuple[int, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _head(text: str) -> str:
+    """Return what stands before the first colon, the bus of a modalias; empty where there is no colon."""
+    return text[: text.find(":") + 1]

@@ -1,0 +1,119 @@
+"""A tree without modules.dep: what depmod(8) would have written, read from the modules themselves.
+
+Each module names what it depends on directly, its aliases and its soft dependencies in its .modinfo; the
+rest follows. It takes seconds for thousands of modules, and no symbols are known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from kmodd.errors import KmoddError
+from kmodd.image import compressed, elf
+from kmodd.tree.glob import BadBrackets, normalise
+
+_ENDINGS = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+_PROBLEMS_MAX = 20
+
+
+@dataclass(slots=True)
+class Scanned:
+    """What was found.
+
+    `modules`: for each name a line as in modules.dep. `aliases`: patterns, normalised, with their module,
+    in ascending priority. `softdeps`: lines as in modules.softdep.
+    """
+
+    modules: dict[str, str] = field(default_factory=dict)
+    aliases: list[tuple[str, str]] = field(default_factory=list)
+    softdeps: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+def scan(directory: str) -> Scanned:
+    """Read every module below a directory; what cannot be read is left out and told."""
+    found = Scanned()
+    paths: dict[str, str] = {}
+    direct: dict[str, tuple[str, ...]] = {}
+    unreadable = 0
+    for path in _ordered(directory, sorted(_files(directory))):
+        name = os.path.basename(path).partition(".")[0].replace("-", "_")
+        if name in paths:
+            continue  # the first one counts, as `updates` before `kernel` does for depmod
+        try:
+            entries = elf.modinfo(compressed.read_module(f"{directory}/{path}"))
+        except (OSError, KmoddError) as err:
+            unreadable += 1
+            if unreadable <= _PROBLEMS_MAX:
+                found.problems.append(f"{directory}/{path} is left out: {err}")
+            continue
+        paths[name] = path
+        direct[name] = ()
+        for key, value in entries:
+            if key == "depends":
+                direct[name] = tuple(item.replace("-", "_") for item in value.split(",") if item)
+            elif key == "alias" and " " not in value:
+                with contextlib.suppress(BadBrackets):
+                    found.aliases.append((normalise(value), name))
+            elif key in {"softdep", "weakdep"}:
+                found.softdeps += f"{key} {name} {value}\n"
+    if unreadable > _PROBLEMS_MAX:
+        found.problems.append(f"{directory}: {unreadable} modules in all cannot be read")
+    for name, path in paths.items():
+        closure = [paths[item] for item in _closure(name, direct) if item in paths]
+        found.modules[name] = f"{path}: {' '.join(reversed(closure))}"
+    return found
+
+
+def _files(directory: str) -> Iterator[str]:
+    """Yield the modules' files, relative to the directory; links to directories are not followed."""
+    todo = [""]
+    while todo:
+        folder = todo.pop()
+        try:
+            names = os.listdir(f"{directory}/{folder}")
+        except OSError:
+            continue
+        for name in names:
+            path = f"{folder}{name}"
+            full = f"{directory}/{path}"
+            if name.endswith(_ENDINGS):
+                yield path
+            elif name not in {"build", "source"} and os.path.isdir(full) and not os.path.islink(full):
+                todo.append(f"{path}/")
+
+
+def _ordered(directory: str, paths: list[str]) -> list[str]:
+    """Return the files in the order of modules.order, `updates` first and what it does not name last."""
+    try:
+        with open(f"{directory}/modules.order", encoding="utf-8", errors="surrogateescape") as file:
+            order = {line.rstrip("\n"): number for number, line in enumerate(file)}
+    except OSError:
+        order = {}
+
+    def key(path: str) -> tuple[int, int, str]:
+        plain = path.partition(".ko")[0] + ".ko"
+        return (0 if path.startswith("updates/") else 1, order.get(plain, len(order)), path)
+
+    return sorted(paths, key=key)
+
+
+def _closure(name: str, direct: dict[str, tuple[str, ...]]) -> list[str]:
+    """Return what a module needs, directly or not, in an order in which it can be loaded."""
+    order: dict[str, None] = {}
+    seen = {name}
+    todo = [(name, iter(direct.get(name, ())))]
+    while todo:
+        module, needs = todo[-1]
+        needed = next(needs, None)
+        if needed is None:
+            order[module] = None
+            todo.pop()
+        elif needed not in seen:  # one in a circle is seen: no order is right for it
+            seen.add(needed)
+            todo.append((needed, iter(direct.get(needed, ()))))
+    del order[name]
+    return list(order)
