@@ -1,0 +1,437 @@
+"""The broker: takes requests, shares loads between them, tells each its true status, once.
+
+One event loop owns all of this; there are no locks (invariant 1). A load runs as a task of its own and
+blocks nobody; what it waits for, and for how long, is its own affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from kmodd.broker.deadlock import RunningLoad, WaitingRequest
+from kmodd.broker.loader import Loader, Report
+from kmodd.broker.states import RequestState, advance
+from kmodd.broker.watch import ASLEEP, DeadlockWatch, FindBlocked
+from kmodd.errors import InvalidName, errno_words
+from kmodd.model import (
+    UNKNOWN_REQUESTER,
+    Event,
+    Outcome,
+    Request,
+    Requester,
+    Result,
+    Source,
+    duration_us,
+    request_fields,
+)
+from kmodd.names import API_MAX, check, escape
+from kmodd.record.recorder import Recorder
+from kmodd.settings import Settings, Value
+
+log = logging.getLogger(__name__)
+
+StatusTold = Callable[[int], None]
+ResultTold = Callable[[Result], None]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Ticket:
+    """A request on its way. Only the broker changes it."""
+
+    __slots__ = (
+        "_on_result",
+        "_on_status",
+        "event",
+        "left",
+        "load",
+        "refusal",
+        "request",
+        "result",
+        "session",
+        "state",
+        "timeout",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        session: int | None,
+        timeout: float | None,
+        on_status: StatusTold | None,
+        on_result: ResultTold | None,
+    ) -> None:
+        self.request = request
+        self.session = session
+        self.timeout = timeout
+        self.state = RequestState.NEW
+        self.load: Load | None = None
+        self.result: Result | None = None
+        self.event: Event | None = None
+        self.refusal: InvalidName | None = None
+        self.left = False
+        self.timer: asyncio.TimerHandle | None = None
+        self._on_status = on_status
+        self._on_result = on_result
+
+    def tell_status(self, status: int) -> None:
+        """Tell the requester its status; once."""
+        told, self._on_status = self._on_status, None
+        if told is not None:
+            told(status)
+
+    def tell_result(self, result: Result) -> None:
+        """Tell the requester its result; once."""
+        told, self._on_result = self._on_result, None
+        if told is not None:
+            told(result)
+
+    @property
+    def awaits_result(self) -> bool:
+        """Whether somebody is there to be told the result."""
+        return self._on_result is not None
+
+    def forget_requester(self) -> None:
+        """Nobody is there any more to be told."""
+        self.left = True
+        self._on_status = self._on_result = None
+
+
+def _session(ticket: Ticket) -> int | None:
+    """Return the requester's session id, None where it is not known: only the kernel's is to be found."""
+    return ticket.session if ticket.request.source is Source.KERNEL else ticket.session or 0
+
+
+class Load:
+    """A load in progress, and who waits for it. It is its loader's `Progress`."""
+
+    __slots__ = (
+        "_broker",
+        "first",
+        "name",
+        "number",
+        "session_id",
+        "started",
+        "task",
+        "tickets",
+        "told",
+        "waits",
+    )
+
+    def __init__(self, broker: Broker, number: int, name: str, first: int, started: float) -> None:
+        self._broker = broker
+        self.number = number
+        self.name = name
+        self.first = first
+        self.started = started
+        self.session_id: int | None = None
+        self.waits: set[int] = set()
+        self.told: int | None = None
+        self.tickets: dict[int, Ticket] = {}
+        self.task: asyncio.Task[None] | None = None
+
+    def session(self, session: int) -> None:
+        """See `loader.Progress`."""
+        self.session_id = session
+
+    def awaits(self, number: int, *, shared: bool) -> None:
+        """See `loader.Progress`."""
+        self.waits.add(number)
+        if shared:
+            self._broker.load_joined()
+
+    def got(self, number: int) -> None:
+        """See `loader.Progress`."""
+        self.waits.discard(number)
+
+    def report_awaited(self) -> bool:
+        """See `loader.Progress`."""
+        return any(ticket.awaits_result for ticket in self.tickets.values())
+
+    def status(self, status: int) -> None:
+        """See `loader.Progress`."""
+        self._broker.status_known(self, status)
+
+
+class Broker:
+    """Any number of requests at once, nested to any depth."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        settings: Settings,
+        recorder: Recorder,
+        find_blocked: FindBlocked,
+        now: Callable[[], datetime] = _now,
+        asleep: float = ASLEEP,
+    ) -> None:
+        self._loader = loader
+        self._settings = settings
+        self._recorder = recorder
+        self._now = now
+        self._in_flight: dict[str, Load] = {}
+        self._running: dict[int, Load] = {}
+        self._tickets: dict[int, Ticket] = {}
+        self._watch = DeadlockWatch(self, find_blocked, asleep)
+        self.stopping = False
+        self.outcomes: Counter[str] = Counter()
+        self.requests_total = 0
+        self.loads_total = 0
+        settings.subscribe(self._setting_changed)
+
+    # Requests come in
+
+    def submit(
+        self,
+        raw_name: bytes,
+        source: Source,
+        *,
+        longest: int = API_MAX,
+        requester: Requester = UNKNOWN_REQUESTER,
+        session: int | None = None,
+        timeout: float | None = None,
+        on_status: StatusTold | None = None,
+        on_result: ResultTold | None = None,
+    ) -> Ticket:
+        """Take a request.
+
+        `on_status` is called as soon as its status is known, `on_result` when all is known; each once,
+        maybe before this returns. `session` is the requester's session id where it is known. `timeout`
+        is the requester's own, in seconds; the setting load_timeout holds beside it.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            name, refusal = check(raw_name, longest), None
+        except InvalidName as err:
+            name, refusal = escape(raw_name), err
+        request = Request(self._recorder.next_id(), source, name, self._now(), loop.time(), requester)
+        ticket = Ticket(request, session, timeout, on_status, on_result)
+        ticket.refusal = refusal
+        self.requests_total += 1
+        if refusal is not None:
+            self._end(ticket, Result(Outcome.FAILED, -errno.EINVAL, (), str(refusal)))
+        elif self.stopping:
+            self._end(
+                ticket, Result(Outcome.FAILED, -errno.ESHUTDOWN, (), f"cannot load {name}: kmodd is stopping")
+            )
+        else:
+            self._wait(ticket)
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """The requester has gone. Its load goes on, for the others and because it cannot be taken back."""
+        ticket.forget_requester()
+
+    def _wait(self, ticket: Ticket) -> None:
+        request = ticket.request
+        load = self._in_flight.get(request.name)
+        shared = load is not None
+        if load is None:
+            load = self._start(request)
+        ticket.load = load
+        ticket.state = advance(ticket.state, RequestState.WAITING)
+        load.tickets[request.id] = ticket
+        self._tickets[request.id] = ticket
+        self._set_timer(ticket)
+        if shared:
+            self._watch.joined()
+        else:
+            self._watch.started()
+
+    def _start(self, request: Request) -> Load:
+        load = Load(
+            self, self._recorder.next_id(), request.name, request.id, asyncio.get_running_loop().time()
+        )
+        self._in_flight[request.name] = load
+        self._running[load.number] = load
+        self.loads_total += 1
+        load.task = asyncio.get_running_loop().create_task(self._run(load))
+        return load
+
+    # Loads end
+
+    async def _run(self, load: Load) -> None:
+        try:
+            report = await self._loader.load(load.name, load)
+        except asyncio.CancelledError:
+            raise
+        except Exception as err:
+            # A defect of ours must not cost anybody their answer.
+            log.exception("loader failed")
+            report = Report(
+                Outcome.FAILED, -errno.EIO, (), f"cannot load {load.name}: internal error: {err!r}"
+            )
+        self._ended(load, report)
+
+    def status_known(self, load: Load, status: int) -> None:
+        """Tell the waiters of a load its status. From now on a request for that name is a new load."""
+        if load.told is not None:
+            raise RuntimeError(f"load {load.number} has told its status already")
+        load.told = status
+        if self._in_flight.get(load.name) is load:
+            del self._in_flight[load.name]
+        for ticket in load.tickets.values():
+            ticket.state = advance(ticket.state, RequestState.ANSWERED)
+            self._clear_timer(ticket)
+            ticket.tell_status(status)
+
+    def _ended(self, load: Load, report: Report) -> None:
+        if load.told is None:
+            self.status_known(load, report.status)
+        del self._running[load.number]
+        loop = asyncio.get_running_loop()
+        modules = None if report.modules is None else list(report.modules)
+        self._recorder.add(
+            "load",
+            {
+                "name": load.name,
+                "outcome": report.outcome.value,
+                "status": report.status,
+                "modules": modules,
+                "duration_us": duration_us(load.started, loop.time()),
+                "error": report.error,
+                "request": load.first,
+            },
+        )
+        for ticket in list(load.tickets.values()):
+            self._end(ticket, self._result_for(ticket, load, report))
+        if not self._running:
+            self._watch.stop()
+
+    @staticmethod
+    def _result_for(ticket: Ticket, load: Load, report: Report) -> Result:
+        shared_with = None if ticket.request.id == load.first else load.first
+        return Result(report.outcome, report.status, report.modules, report.error, shared_with)
+
+    # Requests end
+
+    def _end(self, ticket: Ticket, result: Result) -> None:
+        """End a request: the only way out, from whatever state it is in."""
+        early = ticket.state is not RequestState.ANSWERED
+        ticket.state = advance(ticket.state, RequestState.ENDED)
+        self._clear_timer(ticket)
+        self._tickets.pop(ticket.request.id, None)
+        if ticket.load is not None:
+            ticket.load.tickets.pop(ticket.request.id, None)
+        ticket.result = result
+        self.outcomes[result.outcome.value] += 1
+        request = ticket.request
+        fields = request_fields(request, result, asyncio.get_running_loop().time())
+        ticket.event = self._recorder.add_at("request", request.id, request.time, fields)
+        if early:
+            ticket.tell_status(result.status)
+        ticket.tell_result(result)
+
+    def deadlock(self, number: int) -> None:
+        """Tell request `number` EDEADLK; the load goes on."""
+        ticket = self._tickets.get(number)
+        if ticket is None or ticket.state is not RequestState.WAITING:
+            return
+        name = ticket.request.name
+        error = f"cannot load {name}: the request could only wait for itself: {errno_words(errno.EDEADLK)}"
+        self._end(ticket, self._left_load(ticket, Outcome.DEADLOCK, -errno.EDEADLK, error))
+
+    def _timed_out(self, number: int) -> None:
+        ticket = self._tickets.get(number)
+        if ticket is None or ticket.state is not RequestState.WAITING:
+            return
+        name = ticket.request.name
+        error = f"gave up waiting for {name}; its load goes on"
+        self._end(ticket, self._left_load(ticket, Outcome.TIMED_OUT, -errno.ETIMEDOUT, error))
+
+    @staticmethod
+    def _left_load(ticket: Ticket, outcome: Outcome, status: int, error: str) -> Result:
+        first = ticket.load.first if ticket.load is not None else ticket.request.id
+        return Result(outcome, status, None, error, None if first == ticket.request.id else first)
+
+    # Time
+
+    def _set_timer(self, ticket: Ticket) -> None:
+        limits = [
+            limit for limit in (ticket.timeout, self._settings.load_timeout or None) if limit is not None
+        ]
+        if limits:
+            number = ticket.request.id
+            when = ticket.request.received + min(limits)
+            ticket.timer = asyncio.get_running_loop().call_at(when, self._timed_out, number)
+
+    @staticmethod
+    def _clear_timer(ticket: Ticket) -> None:
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+            ticket.timer = None
+
+    def _setting_changed(self, key: str, _old: Value, _new: Value) -> None:
+        """A changed load_timeout holds for those who wait now, too (S12)."""
+        if key != "load_timeout":
+            return
+        for ticket in self._tickets.values():
+            if ticket.state is RequestState.WAITING:
+                self._clear_timer(ticket)
+                self._set_timer(ticket)
+
+    # What the deadlock watch, status and stop look at
+
+    def running(self) -> list[RunningLoad]:
+        """Return the loads in progress: those of names, and those of modules that they wait for."""
+        return [
+            *(
+                RunningLoad(load.number, load.session_id, waits=frozenset(load.waits))
+                for load in self._running.values()
+            ),
+            *self._loader.running(),
+        ]
+
+    def load_joined(self) -> None:
+        """A load has come to wait for a module that another one is bringing in: a cycle may be closed."""
+        self._watch.joined()
+
+    @property
+    def loads_running(self) -> int:
+        """How many names are being loaded."""
+        return len(self._running)
+
+    def waiting(self) -> list[WaitingRequest]:
+        """Return the requests that somebody waits for."""
+        return [
+            WaitingRequest(
+                ticket.request.id, ticket.load.number, _session(ticket), since=ticket.request.received
+            )
+            for ticket in self._tickets.values()
+            if ticket.state is RequestState.WAITING and ticket.load is not None and not ticket.left
+        ]
+
+    @property
+    def waiting_total(self) -> int:
+        """How many requests wait, those too whose requester has gone."""
+        return sum(ticket.state is RequestState.WAITING for ticket in self._tickets.values())
+
+    async def stop(self, limit: float) -> None:
+        """Take no more requests, let loads finish for `limit` seconds, then answer every waiter."""
+        self.stopping = True
+        tasks = [load.task for load in self._running.values() if load.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=limit)
+        for ticket in list(self._tickets.values()):
+            self._end(ticket, self._result_on_stop(ticket))
+        self._watch.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _result_on_stop(self, ticket: Ticket) -> Result:
+        told = ticket.load.told if ticket.load is not None else None
+        if told is not None:
+            # The status is true; what it did has not been found out in time.
+            outcome = Outcome.FAILED if told else Outcome.LOADED
+            return Result(outcome, told, None, None)
+        error = f"cannot wait for {ticket.request.name}: kmodd has stopped; its load goes on"
+        return self._left_load(ticket, Outcome.FAILED, -errno.ESHUTDOWN, error)

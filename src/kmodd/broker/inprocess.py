@@ -1,0 +1,181 @@
+"""The loader that needs no modprobe: it resolves a name and hands each module to the kernel itself.
+
+A closure is loaded along its dependencies, independent branches at once; each module in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kmodd.broker.deadlock import RunningLoad
+from kmodd.broker.installed import Installed
+from kmodd.broker.loader import Loader, Progress, Report
+from kmodd.broker.modules import Failure, ModuleLoads
+from kmodd.errors import KmoddError, errno_words
+from kmodd.kernel.interface import Kernel
+from kmodd.model import Outcome
+from kmodd.settings import Settings
+from kmodd.tree.index import NoTree
+from kmodd.tree.plan import Action, Plan, Step, Target, Verdict, resolve
+
+log = logging.getLogger(__name__)
+
+
+class Live:
+    """The modules that are live, each looked up when it is asked for: the kernel is the authority."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def __contains__(self, module: object) -> bool:
+        """Whether it is live now."""
+        return self._kernel.is_live(str(module))
+
+
+@dataclass(slots=True)
+class _Taken:
+    """How far a target has come."""
+
+    target: Target
+    failure: Failure | None = None
+    brought_in: list[str] = field(default_factory=list)
+    shared: bool = False
+
+
+class InProcessLoader:
+    """Loads by finit_module(2)."""
+
+    def __init__(self, settings: Settings, kernel: Kernel, installed: Installed, loads: ModuleLoads) -> None:
+        self._settings = settings
+        self._kernel = kernel
+        self._installed = installed
+        self._loads = loads
+
+    def running(self) -> list[RunningLoad]:
+        """Return the loads of modules in progress."""
+        return self._loads.running()
+
+    async def load(self, name: str, progress: Progress) -> Report:
+        """Load every module that `name` stands for, in modprobe's order; the last one's status counts."""
+        try:
+            snapshot = await self._installed.current()
+            plan = resolve(snapshot.index, snapshot.config, Live(self._kernel), name)
+        except KmoddError as err:
+            number = errno.ENOENT if isinstance(err, NoTree) else errno.EINVAL
+            return Report(Outcome.FAILED, -number, (), f"cannot load {name}: {err}")
+        if not plan.targets:
+            release = snapshot.index.release
+            error = f"cannot load {name}: no module of that name or alias is installed for {release}"
+            return Report(Outcome.NOT_FOUND, -errno.ENOENT, (), error)
+        return self._report(plan, [await self._take(target, progress) for target in plan.targets])
+
+    async def _take(self, target: Target, progress: Progress) -> _Taken:
+        taken = _Taken(target)
+        if self._settings.serial or len(target.steps) < 2:
+            for step in target.steps:
+                if taken.failure is None:
+                    await self._step(step, taken, progress)
+        else:
+            await self._take_at_once(target.steps, taken, progress)
+        return taken
+
+    async def _take_at_once(self, steps: Sequence[Step], taken: _Taken, progress: Progress) -> None:
+        """Take each step as soon as those have ended that it needs; after a failure begin no more."""
+        ended: list[asyncio.Task[None]] = []
+
+        async def when_ready(step: Step) -> None:
+            for number in step.after:
+                await ended[number]
+            if taken.failure is None:
+                await self._step(step, taken, progress)
+
+        async with asyncio.TaskGroup() as group:
+            ended += [group.create_task(when_ready(step)) for step in steps]
+
+    async def _step(self, step: Step, taken: _Taken, progress: Progress) -> None:
+        if step.action in {Action.NOTHING, Action.BUILT_IN}:
+            return
+        loaded, shared = await self._loads.load(step, progress)
+        taken.shared |= shared
+        if not shared:
+            taken.brought_in += loaded.brought_in
+        if loaded.failure is None:
+            return
+        if step.required:
+            taken.failure = taken.failure or loaded.failure
+        else:
+            # As for modprobe: what a soft dependency comes to is nobody's affair but its own.
+            log.info("soft dependency %s: %s", step.module, loaded.failure.words)
+
+    # What is told
+
+    def _report(self, plan: Plan, taken: Sequence[_Taken]) -> Report:
+        modules: dict[str, None] = {}
+        for each in taken:
+            modules.update(dict.fromkeys(each.brought_in))
+        brought_in = tuple(modules)
+        last = self._outcome(plan.name, taken[-1])
+        if last.status == 0 and last.outcome is not Outcome.LOADED and brought_in:
+            return Report(Outcome.LOADED, 0, brought_in)
+        return Report(last.outcome, last.status, brought_in, last.error)
+
+    def _outcome(self, name: str, taken: _Taken) -> Report:
+        target, module = taken.target, taken.target.module
+        match target.verdict:
+            case Verdict.LIVE:
+                return Report(Outcome.ALREADY_LIVE, 0)
+            case Verdict.BUILT_IN:
+                return Report(Outcome.BUILT_IN, 0)
+            case Verdict.BLACKLISTED:
+                error = f"cannot load {name}: {module} is blacklisted by {target.blacklisted_at}"
+                return Report(Outcome.DENIED, -errno.EPERM, (), error)
+            case Verdict.LOAD:
+                pass
+        if taken.failure is not None:
+            return self._failed(name, module, taken.failure)
+        own = next((step for step in target.steps if step.module == module), None)
+        if own is not None and own.action is Action.RUN and own.path is not None:
+            return self._after_command(name, module)
+        if taken.brought_in or taken.shared:
+            return Report(Outcome.LOADED, 0)
+        return Report(Outcome.ALREADY_LIVE, 0)
+
+    @staticmethod
+    def _failed(name: str, module: str, failure: Failure) -> Report:
+        which = name if name.replace("-", "_") == module else f"{name} ({module})"
+        if failure.module != module:
+            which = f"{which}: cannot load its dependency {failure.module}"
+        return Report(Outcome.FAILED, failure.status, (), f"cannot load {which}: {failure.words}")
+
+    def _after_command(self, name: str, module: str) -> Report:
+        """An `install` command has ended with success: `/bin/true` is how many hold a module back."""
+        if self._kernel.is_live(module):
+            return Report(Outcome.LOADED, 0)
+        error = (
+            f"cannot load {name}: the install command of {module} in modprobe.d ended with success and did "
+            f"not load it: {errno_words(errno.EPERM)}"
+        )
+        return Report(Outcome.DENIED, -errno.EPERM, (), error)
+
+
+class ChosenLoader:
+    """One of two loaders, as the setting modprobe_path says when a load begins (S12)."""
+
+    def __init__(self, settings: Settings, in_process: InProcessLoader, external: Loader) -> None:
+        self._settings = settings
+        self._in_process = in_process
+        self._external = external
+
+    def running(self) -> list[RunningLoad]:
+        """Return the loads of modules in progress."""
+        return [*self._in_process.running(), *self._external.running()]
+
+    async def load(self, name: str, progress: Progress) -> Report:
+        """Load by modprobe where its path is set, else in this process."""
+        if self._settings.modprobe_path:
+            return await self._external.load(name, progress)
+        return await self._in_process.load(name, progress)

@@ -1,0 +1,128 @@
+"""What is installed and configured now: read when it is first asked for, and again after it has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+
+from kmodd.broker.threads import in_own_thread
+from kmodd.errors import KmoddError
+from kmodd.tree import keep, snapshot
+from kmodd.tree.index import NoTree
+from kmodd.tree.modprobed import DIRECTORIES
+from kmodd.tree.snapshot import Snapshot
+from kmodd.tree.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+class Installed:
+    """The modules of one release below PID 1's root. All calls on the event loop, which never waits.
+
+    `enter_root` moves a thread to PID 1's root and working directory (S13).
+    """
+
+    def __init__(self, release: Callable[[], str], enter_root: Callable[[], None]) -> None:
+        self._release = release
+        self._enter_root = enter_root
+        self._snapshot: Snapshot | None = None
+        self._watch: Watch | None = None
+        self._root: tuple[int, int] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._error: KmoddError | None = None
+        self.problem: str | None = None
+        """Why the tree is not as it should be, in a sentence; None where it is."""
+
+    async def current(self) -> Snapshot:
+        """Return what is installed now.
+
+        Raises:
+            KmoddError: nothing is, or it cannot be read; the message names the release.
+        """
+        if self._reading is None and (self._snapshot is None or self._changed()):
+            self._reading = asyncio.get_running_loop().create_task(self._read())
+            self._reading.add_done_callback(self._read_done)
+        if self._reading is not None:
+            await asyncio.shield(self._reading)
+        if self._snapshot is None:
+            raise self._error or KmoddError("no modules are installed")
+        return self._snapshot
+
+    @property
+    def known(self) -> Snapshot | None:
+        """What was installed when it was last looked at."""
+        return self._snapshot
+
+    def _changed(self) -> bool:
+        # PID 1's root is another after switch_root: a look at /proc touches no file system.
+        return self._watch is None or self._watch.maybe_changed() or _identity() != self._root
+
+    def _read_done(self, reading: asyncio.Task[None]) -> None:
+        self._reading = None
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            log.error("cannot read what is installed: %s", error)
+
+    async def _read(self) -> None:
+        old, release = self._snapshot, self._release()
+
+        def work() -> tuple[Snapshot | None, Watch | None, tuple[int, int] | None, KmoddError | None]:
+            self._enter_root()
+            directory = keep.usable(release)
+            # First watch, then read: what changes in between is seen.
+            root = _identity()
+            watch = Watch((directory, snapshot.ROOT, *DIRECTORIES))
+            if old is not None and snapshot.sign(old.index.directory) == old.signature:
+                return old, watch, root, None
+            try:
+                return snapshot.take(directory, only_trusted=True), watch, root, None
+            except KmoddError as err:
+                return None, watch, root, err
+
+        try:
+            found, watch, root, error = await in_own_thread("kmod_tree", work)
+        except OSError as err:
+            found, watch, root = None, None, None
+            error = KmoddError(f"cannot read the modules of {release}: {err.strerror or err}")
+        if self._watch is not None:
+            self._watch.close()
+        self._watch, self._root, self._error = watch, root, error
+        self._take(found, error, release)
+
+    def _take(self, found: Snapshot | None, error: KmoddError | None, release: str) -> None:
+        if found is self._snapshot and found is not None:
+            return
+        if isinstance(error, NoTree):
+            self._snapshot = None
+            self._error = NoTree(
+                f"the modules of the running kernel {release} are not installed: {error}; an upgrade may "
+                f"have replaced them: reboot into the installed kernel"
+            )
+            self.problem = str(self._error)
+            log.error("%s", self.problem)
+        elif error is not None:
+            # A half-written file is an upgrade in progress: what was there before still holds.
+            self.problem = f"{error}; what was read before is kept" if self._snapshot else str(error)
+            log.error("%s", self.problem)
+        else:
+            assert found is not None
+            self._snapshot = found
+            self.problem = None
+            if found.index.scanned:
+                self.problem = (
+                    f"{found.index.directory} has no modules.dep: names are resolved from the modules "
+                    f"themselves; run depmod {release}"
+                )
+                log.warning("%s", self.problem)
+            for problem in found.problems()[:20]:
+                log.warning("%s", problem)
+
+
+def _identity() -> tuple[int, int] | None:
+    """Return which directory PID 1's root is; None where that cannot be seen."""
+    try:
+        info = os.stat("/proc/1/root")
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino

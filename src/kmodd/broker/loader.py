@@ -1,0 +1,48 @@
+"""What loads one name: the seam between the broker and modprobe, the kernel, or a simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kmodd.broker.deadlock import RunningLoad
+from kmodd.model import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a load ended. Fields as in `model.Result`."""
+
+    outcome: Outcome
+    status: int
+    modules: tuple[str, ...] | None = ()
+    error: str | None = None
+
+
+class Progress(Protocol):
+    """What a loader tells while it works. Called on the event loop."""
+
+    def awaits(self, number: int, *, shared: bool) -> None:
+        """The load now waits for load `number` of a module; `shared`: that one was in progress before."""
+
+    def got(self, number: int) -> None:
+        """It does not wait for that one any more."""
+
+    def session(self, session: int) -> None:
+        """The load's tasks have this session id: who they are when one of them asks for a module."""
+
+    def report_awaited(self) -> bool:
+        """Whether anybody waits for more than the status: the kernel does not, programs do."""
+
+    def status(self, status: int) -> None:
+        """The status is known (once, and final); the report may take longer."""
+
+
+class Loader(Protocol):
+    """Loads names. Each call is a loader of its own, as in 1998: none waits for another's slot (S3)."""
+
+    async def load(self, name: str, progress: Progress) -> Report:
+        """Load what `name` stands for and report. Never raises for what a name or a module does."""
+
+    def running(self) -> list[RunningLoad]:
+        """Return the loads of single modules in progress, which those of names wait for."""

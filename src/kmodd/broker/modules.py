@@ -1,0 +1,150 @@
+"""Loads of single modules: one for each module at a time, whoever needs it (invariant 2), each in a thread.
+
+This is where duplicates coalesce: two names that stand for one module, two modules that need a third.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from kmodd.broker import child
+from kmodd.broker.deadlock import RunningLoad
+from kmodd.broker.loader import Progress
+from kmodd.broker.threads import in_own_thread
+from kmodd.errors import KmoddError, errno_words
+from kmodd.kernel import init, refusal
+from kmodd.kernel.interface import Kernel
+from kmodd.names import printable
+from kmodd.tree.plan import Action, Step
+
+_SHELL = "/bin/sh"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a module could not be loaded. `status`: a negative errno, or a command's exit status."""
+
+    module: str
+    status: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """How the load of a module ended.
+
+    `brought_in`: what it brought in, in order; empty where somebody else had done it meanwhile.
+    """
+
+    failure: Failure | None = None
+    brought_in: tuple[str, ...] = ()
+
+
+class ModuleLoad:
+    """The load of one module in progress."""
+
+    __slots__ = ("module", "number", "session", "task", "tid")
+
+    def __init__(self, number: int, module: str) -> None:
+        self.number = number
+        self.module = module
+        # These two are set by its thread, once: who is blocked when the module asks for another.
+        self.tid: int | None = None
+        self.session: int | None = None
+        self.task: asyncio.Task[Loaded] | None = None
+
+
+class ModuleLoads:
+    """The loads of modules in progress. All calls on the event loop."""
+
+    def __init__(
+        self, kernel: Kernel, enter_root: Callable[[], None], next_number: Callable[[], int]
+    ) -> None:
+        self._kernel = kernel
+        self._enter_root = enter_root
+        self._next_number = next_number
+        self._in_flight: dict[str, ModuleLoad] = {}
+
+    def running(self) -> list[RunningLoad]:
+        """Return them as the search for deadlocks sees them."""
+        return [RunningLoad(load.number, load.session, load.tid) for load in self._in_flight.values()]
+
+    async def load(self, step: Step, progress: Progress) -> tuple[Loaded, bool]:
+        """Take a step; return how it ended, and whether another load had begun it."""
+        load = self._in_flight.get(step.module)
+        shared = load is not None
+        if load is None:
+            load = ModuleLoad(self._next_number(), step.module)
+            self._in_flight[step.module] = load
+            load.task = asyncio.get_running_loop().create_task(self._run(load, step))
+        assert load.task is not None
+        progress.awaits(load.number, shared=shared)
+        try:
+            # Whoever gives up leaves it to the others, and to the kernel: a load cannot be taken back.
+            return await asyncio.shield(load.task), shared
+        finally:
+            progress.got(load.number)
+
+    async def _run(self, load: ModuleLoad, step: Step) -> Loaded:
+        work = partial(self._command if step.action is Action.RUN else self._insert, load, step)
+        try:
+            ended = await in_own_thread("kmod_loader", work)
+        except OSError as err:
+            number = err.errno or 5
+            what = f"cannot enter {init.ROOT}: " if err.filename == init.ROOT else ""
+            ended = Loaded(Failure(step.module, -number, what + errno_words(number)))
+        finally:
+            del self._in_flight[step.module]
+        return ended
+
+    # In the loader's thread
+
+    def _insert(self, load: ModuleLoad, step: Step) -> Loaded:
+        module = step.module
+        load.tid = threading.get_native_id()
+        self._enter_root()
+        if self._kernel.is_live(module):
+            return Loaded()
+        if step.path is None:
+            return Loaded(Failure(module, -2, "no file of that module is installed (ENOENT)"))
+        since = refusal.now()
+        try:
+            self._kernel.load(step.path, step.parameters)
+        except FileExistsError:
+            return Loaded()
+        except OSError as err:
+            number = err.errno or 5
+            if err.filename == step.path:  # it could not even be opened
+                return Loaded(Failure(module, -number, f"cannot open {step.path}: {errno_words(number)}"))
+            return Loaded(Failure(module, -number, refusal.words(number, module, since)))
+        except KmoddError as err:
+            number = getattr(err, "errno", 8)
+            return Loaded(Failure(module, -number, f"{step.path}: {err}"))
+        return Loaded(None, (module,))
+
+    def _command(self, load: ModuleLoad, step: Step) -> Loaded:
+        """Run an `install` command as modprobe does: by a shell, with MODPROBE_MODULE and $CMDLINE_OPTS."""
+        assert step.command is not None
+        self._enter_root()
+        before = frozenset(self._kernel.holders())
+        command = step.command.replace("$CMDLINE_OPTS", step.parameters)
+        ended = child.run(
+            _SHELL,
+            ["sh", "-c", command],
+            partial(setattr, load, "session"),
+            {**child.ENVIRONMENT, "MODPROBE_MODULE": step.module},
+        )
+        brought_in = tuple(module for module in self._kernel.holders() if module not in before)
+        if ended.status == 0:
+            return Loaded(None, brought_in)
+        said = printable(ended.output)
+        how = f"ended with exit status {ended.status}"
+        if ended.status < 0:
+            how = f"was killed by signal {-ended.status}"
+        words = f"its install command {how}" + (f": {said}" if said else "")
+        status = ended.status if ended.status > 0 else 128 - ended.status
+        return Loaded(Failure(step.module, status, words), brought_in)

@@ -1,0 +1,93 @@
+"""The loader of the simulated kernel: the same walk, in memory, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+from collections.abc import Awaitable, Callable
+
+from kmodd.broker.deadlock import RunningLoad
+from kmodd.broker.loader import Progress, Report
+from kmodd.errors import errno_words
+from kmodd.kernel.interface import BlockedTask, Wait
+from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.model import Outcome
+
+
+class SimulatedLoader:
+    """Loads in a `SimulatedKernel`. `request_module` is the kernel's way back to the broker (nesting)."""
+
+    def __init__(self, kernel: SimulatedKernel) -> None:
+        self._kernel = kernel
+        self._sessions = itertools.count(1)
+        self._changes: dict[str, list[asyncio.Future[None]]] = {}
+        kernel.watch(self._changed)
+        self.request_module: Callable[[str], Awaitable[int]] | None = None
+
+    async def load(self, name: str, progress: Progress) -> Report:
+        """Load every module that `name` stands for, each behind its dependencies."""
+        session = next(self._sessions)
+        progress.session(session)
+        found = self._kernel.resolve(name)
+        if not found:
+            return Report(
+                Outcome.NOT_FOUND, 1, (), f"cannot load {name}: no such module in the simulated kernel"
+            )
+        loaded: list[str] = []
+        builtin = True
+        for target in found:
+            for module in self._kernel.closure(target):
+                installed = self._kernel.installed.get(module)
+                if installed is not None and installed.builtin:
+                    continue
+                builtin = False
+                try:
+                    if await self._load_one(module, session):
+                        loaded.append(module)
+                except OSError as err:
+                    number = err.errno or errno.EIO
+                    which = module if module == target else f"{target}: cannot load its dependency {module}"
+                    error = f"cannot load {which}: {errno_words(number)}"
+                    return Report(Outcome.FAILED, -number, tuple(loaded), error)
+        if loaded:
+            return Report(Outcome.LOADED, 0, tuple(loaded))
+        return Report(Outcome.BUILT_IN if builtin else Outcome.ALREADY_LIVE, 0)
+
+    def running(self) -> list[RunningLoad]:
+        """None: a load of a name waits for modules in the session that it is known by."""
+        return []
+
+    async def _load_one(self, module: str, session: int) -> bool:
+        """Load one module; False if it was live, or another load brought it in meanwhile."""
+        kernel = self._kernel
+        while True:
+            try:
+                if kernel.begin(module):
+                    break
+            except FileExistsError:
+                return False
+            change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._changes.setdefault(module, []).append(change)
+            await self._blocked(change, BlockedTask(session, session, Wait.MODULE, frozenset({module})))
+        installed = kernel.installed[module]
+        if installed.latency:
+            await asyncio.sleep(installed.latency)
+        for name in installed.requests:
+            assert self.request_module is not None
+            asked = asyncio.ensure_future(self.request_module(name))
+            await self._blocked(asked, BlockedTask(session, session, Wait.REQUEST, frozenset({module})))
+        kernel.finish(module)
+        return True
+
+    async def _blocked(self, what: Awaitable[object], task: BlockedTask) -> None:
+        self._kernel.blocked[task.tid] = task
+        try:
+            await what
+        finally:
+            self._kernel.blocked.pop(task.tid, None)
+
+    def _changed(self, module: str) -> None:
+        for change in self._changes.pop(module, []):
+            if not change.done():
+                change.set_result(None)

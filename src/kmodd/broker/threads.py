@@ -1,0 +1,53 @@
+"""A thread for one piece of blocking work, as `kmod_loader` was in 1998 (S3, S5): never a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from kmodd.kernel import libc
+
+T = TypeVar("T")
+
+
+async def in_own_thread(name: str, work: Callable[[], T]) -> T:
+    """Run blocking `work` in a new thread of that name with all signals blocked; return what it returns.
+
+    If the caller is cancelled the thread goes on by itself and what it returns is dropped: a load cannot
+    be taken back.
+
+    Raises:
+        OSError: EAGAIN, no thread can be started; or what `work` raised.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # None only where T is
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        result, error = None, None
+        try:
+            libc.set_thread_name(name)
+            result = work()
+        except BaseException as err:  # noqa: BLE001 - it is raised where it is awaited
+            error = err
+        # The loop is closed where the daemon has stopped without waiting for us.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as err:
+        raise BlockingIOError(11, "Resource temporarily unavailable", "thread") from err
+    return await future

@@ -1,0 +1,1 @@
+"""What happened: events, kept and told to whoever listens."""

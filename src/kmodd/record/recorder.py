@@ -1,0 +1,63 @@
+"""Every state change is an event (invariant 6). This keeps the newest in memory and tells the listeners."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from kmodd.model import Event
+
+log = logging.getLogger(__name__)
+
+KEPT = 10_000
+"""Events in memory: about 10 MB at the most, as names and messages are bounded."""
+
+Listener = Callable[[Event], None]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Recorder:
+    """The newest events, numbered from 1 in the order in which things began."""
+
+    def __init__(self, kept: int = KEPT, now: Callable[[], datetime] = _now) -> None:
+        self._events: deque[Event] = deque(maxlen=kept)
+        self._ids = itertools.count(1)
+        self._listeners: list[Listener] = []
+        self._now = now
+        self.recorded = 0
+
+    def next_id(self) -> int:
+        """Return a number that no other event has."""
+        return next(self._ids)
+
+    def add(self, event: str, fields: dict[str, Any]) -> Event:
+        """Record something that happens now."""
+        return self.add_at(event, self.next_id(), self._now(), fields)
+
+    def add_at(self, event: str, number: int, time: datetime, fields: dict[str, Any]) -> Event:
+        """Record something that began at `time` and was given its number then."""
+        made = Event(number, time, event, fields)
+        self._events.append(made)
+        self.recorded += 1
+        for listener in list(self._listeners):
+            try:
+                listener(made)
+            except Exception:
+                log.exception("an event's listener failed")
+        return made
+
+    def events(self) -> Iterator[Event]:
+        """Return what is kept, in the order in which it ended."""
+        return iter(list(self._events))
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener(event)` for each new event; return how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)

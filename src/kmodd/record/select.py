@@ -1,0 +1,42 @@
+"""Which events somebody wants to see: the filters of `kmodd log`, pure."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from kmodd.model import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """All given fields must match; `module` and `name` are globs."""
+
+    since: datetime | None = None
+    module: str | None = None
+    name: str | None = None
+    outcome: str | None = None
+    uid: int | None = None
+
+    def matches(self, event: Event) -> bool:
+        """Return whether an event is wanted."""
+        fields = event.fields
+        if self.since is not None and event.time < self.since:
+            return False
+        if self.outcome is not None and fields.get("outcome") != self.outcome:
+            return False
+        if self.name is not None and not fnmatch.fnmatchcase(str(fields.get("name", "")), self.name):
+            return False
+        if self.module is not None:
+            modules = fields.get("modules") or ([fields["module"]] if "module" in fields else [])
+            if not any(fnmatch.fnmatchcase(module, self.module) for module in modules):
+                return False
+        return self.uid is None or (fields.get("requester") or {}).get("uid") == self.uid
+
+
+def newest(events: Iterable[Event], selection: Selection, count: int | None) -> list[Event]:
+    """Return the events that match, the newest `count` of them (all, where None), oldest first."""
+    found = [event for event in events if selection.matches(event)]
+    return found if count is None else found[max(0, len(found) - count) :]
