@@ -1,0 +1,1 @@
+"""Where requests come from: the kernel's helper and the varlink API."""

@@ -1,0 +1,126 @@
+"""The kernel's requests: each is one connection of the helper to a SEQPACKET socket that only root may use.
+
+Packets (helper/kmodd-helper.c is the other end):
+- from the helper: the name with a NUL behind it, so that the empty name is a packet too;
+- to the helper: `a` accepted, wait for the status without a limit; `s` and a byte, the status (0 done,
+  1 not); `f` fall back to the real modprobe. A connection that ends without a status is a fallback too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+
+from kmodd.broker.broker import Broker, Ticket
+from kmodd.model import Source
+from kmodd.names import KERNEL_MAX
+from kmodd.sources import peer
+
+log = logging.getLogger(__name__)
+
+SOCKET = "helper.sock"
+ACCEPTED = b"a"
+FALL_BACK = b"f"
+DONE = b"s\x00"
+FAILED = b"s\x01"
+
+_PACKET_MAX = 8192
+_HAND_OVER = 5.0
+"""Seconds that a connection may take to send its name; the helper sends it at once."""
+
+
+class HelperConnection:
+    """One request of the kernel."""
+
+    __slots__ = ("_answered", "_broker", "_loop", "_sock", "_ticket", "_timer")
+
+    def __init__(self, sock: socket.socket, broker: Broker) -> None:
+        self._sock = sock
+        self._broker = broker
+        self._loop = asyncio.get_running_loop()
+        self._ticket: Ticket | None = None
+        self._answered = False
+        self._timer: asyncio.TimerHandle | None = None
+        # Nearly always the name is there already: then no look at the loop's selector is paid for it.
+        if not self._receive():
+            self._loop.add_reader(sock, self._receive)
+            self._timer = self._loop.call_later(_HAND_OVER, self._close)
+
+    def _receive(self) -> bool:
+        """Take the name, or learn that the helper has gone; False where nothing is there yet."""
+        try:
+            packet = self._sock.recv(_PACKET_MAX)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            packet = b""
+        if self._ticket is not None or not packet:
+            self._gone()
+            return True
+        if self._timer is not None:
+            self._loop.remove_reader(self._sock)
+            self._timer.cancel()
+            self._timer = None
+        self._request(packet)
+        return True
+
+    def _request(self, packet: bytes) -> None:
+        if self._broker.stopping or not packet.endswith(b"\0"):
+            self._answer(FALL_BACK)
+            return
+        if not self._send(ACCEPTED):
+            # A helper that has waited for a second in vain has fallen back: the real modprobe does it.
+            self._close()
+            return
+        ticket = self._broker.submit(packet[:-1], Source.KERNEL, longest=KERNEL_MAX, on_status=self._status)
+        if not self._answered:
+            self._ticket = ticket
+            self._loop.add_reader(self._sock, self._receive)
+
+    def _status(self, status: int) -> None:
+        if status == -errno.ESHUTDOWN:
+            self._answer(FALL_BACK)
+        else:
+            self._answer(DONE if status == 0 else FAILED)
+
+    def _answer(self, packet: bytes) -> None:
+        self._answered = True
+        self._send(packet)
+        self._close()
+
+    def _send(self, packet: bytes) -> bool:
+        try:
+            self._sock.send(packet, socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
+
+    def _gone(self) -> None:
+        if self._ticket is not None:
+            self._broker.leave(self._ticket)
+        self._close()
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+
+class HelperSource:
+    """Takes helper connections; refuses those of anyone but root."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def connected(self, sock: socket.socket) -> None:
+        """Serve one connection."""
+        who = peer.credentials(sock, groups=False)
+        if not who.is_root:
+            log.warning("refused a helper connection of uid %d (pid %d)", who.uid, who.pid)
+            sock.close()
+            return
+        HelperConnection(sock, self._broker)

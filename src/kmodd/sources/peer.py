@@ -1,0 +1,92 @@
+"""Who is at the other end of a Unix socket: what the kernel says, and what /proc adds to it."""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+from kmodd.kernel.stacks import state_and_session
+from kmodd.model import Requester
+from kmodd.names import printable
+
+_UCRED = struct.Struct("iII")
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h, since Linux 4.13
+_GROUPS_SIZE = 1024  # the most that socket.getsockopt takes: 256 groups
+GROUP = "kmodd"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A peer's credentials as they were when it connected (SO_PEERCRED, unix(7)).
+
+    The uid is the one in the daemon's user namespace: root of another one is not 0 here.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it may ask for modules and change things."""
+        return self.uid == 0
+
+    def is_in(self, group: int | None) -> bool:
+        """Whether it is of a group; of None, which stands for one that does not exist, nobody is."""
+        return group is not None and (group == self.gid or group in self.groups)
+
+
+def group_id() -> int | None:
+    """Return the id of the group `kmodd`, None where there is none.
+
+    It may ask a directory service and take long: never call it on the event loop.
+    """
+    try:
+        return grp.getgrnam(GROUP).gr_gid
+    except (KeyError, OSError):
+        return None
+
+
+def credentials(sock: socket.socket, *, groups: bool = True) -> Peer:
+    """Return the peer of a connected Unix socket, with its supplementary groups where they matter."""
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    if not groups:
+        return Peer(pid, uid, gid)
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+    except OSError:
+        raw = b""  # more than 256 groups, or a kernel before 4.13: no right is drawn from them
+    return Peer(pid, uid, gid, struct.unpack(f"{len(raw) // 4}I", raw[: len(raw) // 4 * 4]))
+
+
+def requester(peer: Peer) -> Requester:
+    """Return what is known of a peer. `comm` and `exe` are what its pid is now, as ps(1) would show it."""
+    return Requester(pid=peer.pid, uid=peer.uid, gid=peer.gid, comm=_comm(peer.pid), exe=_exe(peer.pid))
+
+
+def session(peer: Peer) -> int | None:
+    """Return the peer's session id, by which it is known whether it belongs to a load."""
+    try:
+        with open(f"/proc/{peer.pid}/stat", encoding="utf-8", errors="replace") as file:
+            return state_and_session(file.read())[1]
+    except (OSError, ValueError):
+        return None
+
+
+def _comm(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return printable(file.read(64))
+    except OSError:
+        return None
+
+
+def _exe(pid: int) -> str | None:
+    try:
+        return printable(os.fsencode(os.readlink(f"/proc/{pid}/exe")))
+    except OSError:
+        return None

@@ -1,0 +1,362 @@
+"""The varlink API `io.kmodd`: its methods, types and errors. asyncvarlink derives the interface from them.
+
+No `from __future__ import annotations` here: asyncvarlink reads the annotations as types.
+"""
+
+import asyncio
+import contextvars
+import errno
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypedDict
+
+from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
+
+from kmodd.broker.broker import Broker, Ticket
+from kmodd.broker.removal import Remover
+from kmodd.errors import InvalidName as InvalidNameError
+from kmodd.errors import KernelError, KmoddError, SettingsError
+from kmodd.kernel.interface import Kernel
+from kmodd.model import Event, Outcome, Result, Source, timestamp
+from kmodd.record.recorder import Recorder
+from kmodd.record.select import Selection, newest
+from kmodd.settings import SETTINGS, Settings
+from kmodd.sources import peer
+from kmodd.sources.peer import Peer
+
+current_peer: contextvars.ContextVar[Peer] = contextvars.ContextVar("current_peer")
+"""Who has made the call that is being served."""
+
+_FOLLOW_MAX = 10_000
+
+
+class NotFound(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """No installed module has that name or alias; or, of RemoveModule, it is not in the kernel."""
+
+    class Parameters:
+        name: str
+        error: str
+        result: Any
+
+
+class Denied(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """The policy does not let this requester have it."""
+
+    class Parameters:
+        name: str
+        error: str
+        result: Any
+
+
+class LoadFailed(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """It could not be loaded. `status`: a negative errno or modprobe's exit status."""
+
+    class Parameters:
+        name: str
+        status: int
+        error: str
+        result: Any
+
+
+class RemoveFailed(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """It could not be unloaded. `status`: a negative errno."""
+
+    class Parameters:
+        name: str
+        status: int
+        error: str
+
+
+class TimedOut(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """The requester waits no longer; the load goes on."""
+
+    class Parameters:
+        name: str
+        error: str
+        result: Any
+
+
+class Deadlock(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """The request could only have waited for itself."""
+
+    class Parameters:
+        name: str
+        error: str
+        result: Any
+
+
+class InvalidName(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """Such a name is refused; `name` shows it escaped."""
+
+    class Parameters:
+        name: str
+        error: str
+        result: Any
+
+
+class InvalidSetting(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """There is no such setting, or the value is of the wrong type or out of range."""
+
+    class Parameters:
+        key: str
+        error: str
+
+
+class NotPermitted(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """The caller may not do this."""
+
+    class Parameters:
+        error: str
+
+
+class ModuleInfo(TypedDict):
+    """A module in the kernel. `size` in bytes; `refcount` null where modules cannot be unloaded."""
+
+    name: str
+    size: int
+    refcount: int | None
+    holders: list[str]
+    state: str
+    permanent: bool
+    brought_in_by: int | None
+    autoclean: bool
+    idle_since: str | None
+
+
+class SettingInfo(TypedDict):
+    """A setting: its value, what it would be by default, and what it means."""
+
+    key: str
+    value: Any
+    default: Any
+    meaning: str
+
+
+def _need_root(what: str) -> Peer:
+    caller = current_peer.get()
+    if not caller.is_root:
+        raise NotPermitted(error=f"uid {caller.uid} may not {what}; be root")
+    return caller
+
+
+def _raise_for(ticket: Ticket, result: Result, shown: dict[str, Any]) -> None:
+    name, error = ticket.request.name, result.error or result.outcome.value
+    if ticket.refusal is not None:
+        raise InvalidName(name=name, error=error, result=shown)
+    match result.outcome:
+        case Outcome.NOT_FOUND:
+            raise NotFound(name=name, error=error, result=shown)
+        case Outcome.DENIED:
+            raise Denied(name=name, error=error, result=shown)
+        case Outcome.TIMED_OUT:
+            raise TimedOut(name=name, error=error, result=shown)
+        case Outcome.DEADLOCK:
+            raise Deadlock(name=name, error=error, result=shown)
+        case Outcome.FAILED:
+            raise LoadFailed(name=name, status=result.status, error=error, result=shown)
+        case Outcome.LOADED | Outcome.ALREADY_LIVE | Outcome.BUILT_IN:
+            return
+
+
+class KmoddInterface(VarlinkInterface, name="io.kmodd"):
+    """On-demand loading of kernel modules.
+
+    Anyone may read lists, status and settings. Who asked for what is for root and the group kmodd.
+    Requesting, removing and changing need uid 0.
+    """
+
+    errors = (
+        NotFound,
+        Denied,
+        LoadFailed,
+        RemoveFailed,
+        TimedOut,
+        Deadlock,
+        InvalidName,
+        InvalidSetting,
+        NotPermitted,
+    )
+
+    def __init__(
+        self,
+        broker: Broker,
+        remover: Remover,
+        kernel: Kernel,
+        settings: Settings,
+        recorder: Recorder,
+        status: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._broker = broker
+        self._remover = remover
+        self._kernel = kernel
+        self._settings = settings
+        self._recorder = recorder
+        self._status = status
+        self.readers: int | None = None
+        """The group whose members may see who asked for what, as root may; None for no group."""
+
+    @varlinkmethod(return_parameter="result", allow_foreign=True)
+    async def RequestModule(  # noqa: N802 - varlink's spelling
+        self,
+        *,
+        name: str,
+        source: Literal["api", "cli"] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the API's, and the broker's to keep
+        wait: bool | None = None,
+    ) -> Any:
+        """request_module(): load what a name or alias stands for and tell how it went.
+
+        `timeout`: seconds to wait at the most. `wait`: false returns at once, with the request's id and
+        an outcome of null. The result is the object that Log shows.
+        """
+        caller = _need_root("request modules")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Result] = loop.create_future()
+
+        def told(result: Result) -> None:
+            if not done.done():
+                done.set_result(result)
+
+        ticket = self._broker.submit(
+            name.encode("utf-8", errors="surrogatepass"),
+            Source(source or "api"),
+            requester=peer.requester(caller),
+            session=peer.session(caller),
+            timeout=None if timeout is None else max(0.0, timeout),
+            on_result=told,
+        )
+        if wait is False and not done.done():
+            self._broker.leave(ticket)
+            request = ticket.request
+            return {"id": request.id, "time": timestamp(request.time), "name": request.name, "outcome": None}
+        try:
+            result = await done
+        except asyncio.CancelledError:
+            self._broker.leave(ticket)
+            raise
+        assert ticket.event is not None
+        shown = ticket.event.as_json()
+        del shown["event"]
+        _raise_for(ticket, result, shown)
+        return shown
+
+    @varlinkmethod(return_parameter="removed")
+    async def RemoveModule(  # noqa: N802 - varlink's spelling
+        self, *, name: str, holders: bool | None = None
+    ) -> list[str]:
+        """Unload a module, with `holders` those first that use it; return what was unloaded, in order."""
+        _need_root("remove modules")
+        try:
+            return await self._remover.remove(name, holders=bool(holders))
+        except InvalidNameError as err:
+            raise InvalidName(name=name, error=str(err), result=None) from err
+        except KernelError as err:
+            if err.errno == errno.ENOENT:
+                raise NotFound(name=name, error=str(err), result=None) from err
+            raise RemoveFailed(name=name, status=-err.errno, error=str(err)) from err
+
+    @varlinkmethod(return_parameter="modules")
+    async def ListModules(self) -> list[ModuleInfo]:  # noqa: N802 - varlink's spelling
+        """Return the modules in the kernel, the one that came first first."""
+        live, brought_in_by = await self._remover.live()
+        return [
+            {
+                "name": module.name,
+                "size": module.size,
+                "refcount": module.refcount,
+                "holders": list(module.holders),
+                "state": module.state.value,
+                "permanent": module.permanent,
+                "brought_in_by": brought_in_by.get(module.name),
+                "autoclean": False,
+                "idle_since": None,
+            }
+            for module in live.values()
+        ]
+
+    @varlinkmethod(return_parameter="status", allow_foreign=True)
+    def GetStatus(self) -> Any:  # noqa: N802 - varlink's spelling
+        """Return the state of the daemon, the hook and the kernel, counts, and the settings."""
+        return self._status()
+
+    @varlinkmethod(return_parameter="settings", allow_foreign=True)
+    def GetSettings(self) -> list[SettingInfo]:  # noqa: N802 - varlink's spelling
+        """Return every setting."""
+        values = self._settings.as_dict()
+        return [
+            {"key": key, "value": values[key], "default": setting.default, "meaning": setting.meaning}
+            for key, setting in SETTINGS.items()
+        ]
+
+    @varlinkmethod(allow_foreign=True)
+    def SetSetting(self, *, key: str, value: Any) -> None:  # noqa: N802 - varlink's spelling
+        """Change a setting at once, until the daemon stops or reads its files again."""
+        caller = _need_root("change settings")
+        old = self._settings.as_dict().get(key)
+        try:
+            changed = self._settings.set(key, value)
+        except SettingsError as err:
+            raise InvalidSetting(key=key, error=str(err)) from err
+        except KmoddError as err:
+            raise InvalidSetting(key=key, error=f"{key} is left as it is: {err}") from err
+        if changed:
+            who = peer.requester(caller).as_json()
+            fields = {"key": key, "old": old, "new": self._settings.as_dict()[key], "requester": who}
+            self._recorder.add("setting", fields)
+
+    @varlinkmethod(return_parameter="event", delay_generator=False, allow_foreign=True)
+    async def Log(  # noqa: N802 - varlink's spelling
+        self,
+        *,
+        follow: bool | None = None,
+        since: str | None = None,
+        module: str | None = None,
+        name: str | None = None,
+        outcome: str | None = None,
+        uid: int | None = None,
+        count: int | None = None,
+    ) -> AsyncIterator[Any]:
+        """Return events, oldest first; with `follow` go on with each new one. The last reply is null.
+
+        `since`: a time as events show it, or seconds before now with an `s` behind. `module` and `name`
+        are globs. `count`: the newest so many.
+        """
+        caller = current_peer.get()
+        if not caller.is_root and not caller.is_in(self.readers):
+            error = f"uid {caller.uid} may not see who asked; be root or of group {peer.GROUP}"
+            raise NotPermitted(error=error)
+        selection = Selection(_since(since), module, name, outcome, uid)
+        queue: asyncio.Queue[Event] = asyncio.Queue(_FOLLOW_MAX)
+
+        def tell(event: Event) -> None:
+            # One that reads too slowly loses the newest; the numbers show the gap.
+            if selection.matches(event) and not queue.full():
+                queue.put_nowait(event)
+
+        stop = self._recorder.subscribe(tell) if follow else None
+        try:
+            for event in newest(self._recorder.events(), selection, count):
+                yield event.as_json()
+            while follow:
+                yield (await queue.get()).as_json()
+        finally:
+            if stop is not None:
+                stop()
+        raise LastResult(None)
+
+
+def _since(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        if text.endswith("s"):
+            return datetime.now(UTC) - timedelta(seconds=float(text[:-1]))
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise InvalidSetting(
+            key="since", error=f"{text[:64]!r} is no time: 2026-11-23T08:00:00Z or 90s"
+        ) from None
+    try:
+        return (moment if moment.tzinfo is not None else moment.astimezone()).astimezone(UTC)
+    except (OverflowError, ValueError, OSError):
+        return datetime.min.replace(tzinfo=UTC) if moment.year < 1970 else datetime.max.replace(tzinfo=UTC)

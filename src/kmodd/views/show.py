@@ -1,0 +1,74 @@
+"""How things look on a terminal: aligned, coloured there and plain in a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
+if TYPE_CHECKING:
+    from typing import Any
+
+_COLOURS = {
+    "loaded": "32",
+    "already-live": "36",
+    "built-in": "36",
+    "not-found": "33",
+    "denied": "35",
+    "failed": "31",
+    "timed-out": "31",
+    "deadlock": "31",
+}
+
+
+def coloured() -> bool:
+    """Return whether stdout takes colours (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def colour(text: str, code: str) -> str:
+    """Return `text` in an ANSI colour where stdout takes colours."""
+    return f"\x1b[{code}m{text}\x1b[0m" if coloured() else text
+
+
+def outcome(name: str, width: int = 0) -> str:
+    """Return an outcome in its colour, padded to `width`."""
+    return colour(name.ljust(width), _COLOURS.get(name, "0"))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as aligned columns; the last column is left as it is."""
+    if not rows:
+        return ""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)) + "  " + row[-1]
+        for row in rows
+    )
+
+
+def milliseconds(microseconds: int) -> str:
+    """Return a duration for people."""
+    return f"{microseconds / 1000:.1f} ms"
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """Return one event as one line: time, source, name, outcome, modules, milliseconds."""
+    time = event["time"][11:23]
+    kind = event["event"]
+    if kind in {"request", "load"}:
+        modules = "?" if event["modules"] is None else " ".join(event["modules"]) or "-"
+        source = event["source"] if kind == "request" else "load"
+        line = (
+            f"{time}  {source:<6}  {event['name']:<28}  {outcome(event['outcome'], 12)}  "
+            f"{milliseconds(event['duration_us']):>11}  {modules}"
+        )
+        shared = event.get("coalesced_with")
+        return line + (f"  (shares the load of request {shared})" if shared else "")
+    if kind == "unload":
+        return f"{time}  {'unload':<6}  {event['module']:<28}  {event['reason']}"
+    if kind == "setting":
+        return f"{time}  {'tune':<6}  {event['key']:<28}  {event['old']!r} -> {event['new']!r}"
+    rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in {"id", "time", "event"})
+    return f"{time}  {kind:<6}  {rest}"
