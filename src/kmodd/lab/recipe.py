@@ -1,0 +1,22 @@
+"""What a kernel's module answers with: how to start its guest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmodd.lab.options import LabOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How to start a guest."""
+
+    argv: list[str]
+    fds: tuple[int, ...]
+    """Descriptors that it inherits and that are closed here once it runs."""
+    boot_limit: float
+    """Seconds after which a guest whose agent has not said hello hangs."""
+
+
+Recipe = Callable[[LabOptions, int, Path], Command]
+"""From options, the guest's end of the channel and a scratch directory."""
