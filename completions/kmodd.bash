@@ -1,0 +1,97 @@
+# bash completion for kmodd, made by `kmodd completion bash`
+_kmodd_words() {
+    local word
+    while read -r word; do
+        [[ $word != "$cur"* ]] || COMPREPLY+=("$word")
+    done < <(printf '%s\n' "$@")
+}
+_kmodd_live() { _kmodd_words "$(cut -d ' ' -f 1 /proc/modules 2>/dev/null)"; }
+_kmodd_installed() { _kmodd_words "$(sed -n 's/:.*//; s/.*\///; s/\.ko.*//p' "/lib/modules/$(uname -r)/modules.dep" 2>/dev/null | tr - _)"; }
+_kmodd_directory() { compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$cur"); }
+_kmodd_setting() { compopt -o nospace; _kmodd_words "$@"; }
+_kmodd_command() {
+    compopt -o filenames
+    if ((first == COMP_CWORD)); then
+        mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+    else
+        mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+    fi
+}
+_kmodd() {
+    local cur=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
+    local command='' valued='' word i first=0 count=0
+    local -a options=()
+    COMPREPLY=()
+    # `--option=value` and `key=value` come as three words
+    if [[ $cur == = ]]; then
+        cur=''
+        [[ $before == -* ]] || return
+    elif [[ $before == = ]] && ((COMP_CWORD > 1)); then
+        before=${COMP_WORDS[COMP_CWORD - 2]}
+        [[ $before == -* ]] || return
+    fi
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        [[ ${COMP_WORDS[i]} == -* ]] || { command=${COMP_WORDS[i]}; break; }
+    done
+    case $command in
+    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log lab completion; return ;;
+    serve) options=(-h --help --hook --kernel --root) valued=' --kernel --root ' ;;
+    request) options=(-h --help --json --timeout --no-wait) valued=' --timeout ' ;;
+    remove) options=(-h --help --json --holders) valued='  ' ;;
+    list) options=(-h --help --json) valued='  ' ;;
+    resolve) options=(-h --help --json --release --tree --kmod-exact) valued=' --release --tree ' ;;
+    status) options=(-h --help --json) valued='  ' ;;
+    tune) options=(-h --help --json) valued='  ' ;;
+    hook) options=(-h --help --json) valued='  ' ;;
+    log) options=(-h --help --json -f --follow --since --module --name --outcome --uid -n --lines) valued=' --since --module --name --outcome --uid -n --lines ' ;;
+    lab) options=(-h --help --kernel --smp --memory --timeout --release --no-serve) valued=' --kernel --smp --memory --timeout --release ' ;;
+    completion) options=(-h --help) valued='  ' ;;
+    *) return ;;
+    esac
+    # the arguments of the command that stand before this word
+    for ((i++; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ $word == -- ]]; then
+            first=$((i + 1))
+            break
+        elif [[ $valued == *" $word "* ]]; then
+            [[ ${COMP_WORDS[i + 1]} == = ]] && ((i++))
+            ((i++))
+        elif [[ $word != -* ]]; then
+            ((count++ || (first = i)))
+        fi
+    done
+    ((first)) || first=$COMP_CWORD
+    case $command,$before in
+    serve,--kernel) _kmodd_words linux simulated; return ;;
+    serve,--root) _kmodd_directory; return ;;
+    request,--timeout)  return ;;
+    resolve,--release)  return ;;
+    resolve,--tree) _kmodd_directory; return ;;
+    log,--since)  return ;;
+    log,--module) _kmodd_installed; return ;;
+    log,--name)  return ;;
+    log,--outcome) _kmodd_words loaded already-live built-in not-found denied failed timed-out deadlock; return ;;
+    log,--uid)  return ;;
+    log,-n | log,--lines)  return ;;
+    lab,--kernel) _kmodd_words uml qemu; return ;;
+    lab,--smp)  return ;;
+    lab,--memory)  return ;;
+    lab,--timeout)  return ;;
+    lab,--release)  return ;;
+    esac
+    if [[ $cur == -* ]] && ! [[ $command == @(lab) && $first -lt $COMP_CWORD ]]; then
+        _kmodd_words "${options[@]}"
+        return
+    fi
+    case $command in
+    request) _kmodd_installed ;;
+    remove) _kmodd_live ;;
+    resolve) _kmodd_installed ;;
+    tune) _kmodd_setting modprobe_path modprobe_args unload_delay load_timeout fallback journal_keep serial kernel.keep_tree stop_timeout ;;
+    hook) ((count)) || _kmodd_words on off status ;;
+    lab) _kmodd_command ;;
+    completion) ((count)) || _kmodd_words bash zsh fish ;;
+    esac
+}
+complete -F _kmodd kmodd

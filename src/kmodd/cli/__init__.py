@@ -1,0 +1,38 @@
+"""The command line. Client commands import nothing heavy, so that they start fast."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kmodd.cli import parser
+from kmodd.errors import KmoddError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `kmodd ARGV`; return its exit status (the table in kmodd(8))."""
+    if sys.stdout is None:  # closed by whoever started it: what is printed goes nowhere
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
+    try:
+        try:
+            status = parser.run(parser.parse(argv))
+        finally:
+            sys.stdout.flush()
+    except KmoddError as err:
+        print(f"kmodd: {err}", file=sys.stderr)
+        return err.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _give_up_output()
+        return 0
+    except OSError as err:
+        _give_up_output()
+        print(f"kmodd: cannot write the output: {err.strerror}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _give_up_output() -> None:
+    """Let what Python still holds go nowhere, or it would complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

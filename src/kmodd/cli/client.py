@@ -1,0 +1,207 @@
+"""The commands that ask the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+
+from kmodd import names
+from kmodd.connection import Connection, Reply
+from kmodd.errors import KmoddError, Unreachable, UsageError
+from kmodd.views import show
+
+TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def _complain(err: KmoddError) -> int:
+    print(f"kmodd: {err}", file=sys.stderr)
+    return err.exit_status
+
+
+def _checked(name: str) -> str:
+    return names.check(os.fsencode(name))
+
+
+def request(arguments: Namespace) -> int:
+    """`kmodd request`: one after the other; the exit status is the first failure's."""
+    wanted = [_checked(name) for name in arguments.name]
+    connection = Connection()
+    status = 0
+    for name in wanted:
+        try:
+            result = connection.call(
+                "RequestModule",
+                name=name,
+                source="cli",
+                timeout=arguments.timeout,
+                wait=False if arguments.no_wait else None,
+            )["result"]
+        except Reply as reply:
+            if arguments.json and reply.parameters.get("result") is not None:
+                _print_json(reply.parameters["result"])
+            failed = _complain(reply.as_error())
+            status = status or failed
+            continue
+        if arguments.json:
+            _print_json(result)
+        elif result["outcome"] is None:
+            print(f"{name}: asked, as request {result['id']}")
+        else:
+            modules = "" if not result["modules"] else ": " + " ".join(result["modules"])
+            took = show.milliseconds(result["duration_us"])
+            print(f"{name}: {show.outcome(result['outcome'])}{modules} ({took})")
+    return status
+
+
+def remove(arguments: Namespace) -> int:
+    """`kmodd remove`."""
+    wanted = [_checked(name) for name in arguments.name]
+    connection = Connection()
+    status = 0
+    for name in wanted:
+        try:
+            removed = connection.call("RemoveModule", name=name, holders=arguments.holders or None)["removed"]
+        except Reply as reply:
+            error = reply.as_error()
+            if arguments.json:
+                _print_json({"name": name, "removed": [], "error": str(error)})
+            failed = _complain(error)
+            status = status or failed
+            continue
+        if arguments.json:
+            _print_json({"name": name, "removed": removed, "error": None})
+        else:
+            print(f"{name}: unloaded" + (f" with {' '.join(removed[:-1])}" if removed[1:] else ""))
+    return status
+
+
+def _ask(method: str, what: str, **parameters: Any) -> Any:
+    try:
+        return Connection().call(method, **parameters)[what]
+    except Reply as reply:
+        raise reply.as_error() from None
+    except KeyError:
+        raise Unreachable(f"what answers is not kmodd: {method} returned no {what}") from None
+
+
+def list_modules(arguments: Namespace) -> int:
+    """`kmodd list`."""
+    modules = _ask("ListModules", "modules")
+    if arguments.json:
+        for module in modules:
+            _print_json(module)
+        return 0
+    rows = [["Module", "Size", "Refs", "State", "Brought in by", "Used by"]]
+    rows += [
+        [
+            module["name"],
+            str(module["size"]),
+            "-" if module["refcount"] is None else str(module["refcount"]),
+            module["state"] + (" permanent" if module["permanent"] else ""),
+            "-" if module["brought_in_by"] is None else f"request {module['brought_in_by']}",
+            " ".join(module["holders"]) or "-",
+        ]
+        for module in modules
+    ]
+    print(show.table(rows))
+    return 0
+
+
+def status(arguments: Namespace) -> int:
+    """`kmodd status`."""
+    state = _ask("GetStatus", "status")
+    if arguments.json:
+        _print_json(state)
+        return 0
+    hook = state["hook"]
+    outcomes = ", ".join(f"{count} {name}" for name, count in state["requests"]["outcomes"].items())
+    hooked = "on" if hook["on"] else f"off (kernel.modprobe is {hook['modprobe']!r})"
+    requests, loads = state["requests"], state["loads"]
+    rows = [
+        [
+            "daemon",
+            f"kmodd {state['version']}, {state['state']}, pid {state['pid']}, up {state['uptime_s']:.0f} s",
+        ],
+        ["kernel", f"{state['kernel']['type']} {state['kernel']['release']}"],
+        ["hook", hook["error"] or hooked],
+        *_tree_rows(state["tree"]),
+        ["requests", f"{requests['total']} ({outcomes or 'none yet'}), {requests['waiting']} waiting"],
+        ["loads", f"{loads['total']}, {loads['running']} running"],
+        *(["setting", f"{key} = {json.dumps(value)}"] for key, value in state["settings"].items()),
+    ]
+    print(show.table(rows))
+    return 0
+
+
+def _tree_rows(tree: dict[str, Any] | None) -> list[list[str]]:
+    if tree is None:
+        return []
+    rows = []
+    if tree["directory"] is not None:
+        rows.append(["tree", f"{tree['directory']}, {tree['modules']} modules, from {tree['from']}"])
+    rows += [["problem", problem] for problem in (tree["problem"], *tree["skipped"]) if problem]
+    return rows
+
+
+def tune(arguments: Namespace) -> int:
+    """`kmodd tune`: changes first, then shows what was named; all of it where nothing was."""
+    connection = Connection()
+    try:
+        for item in arguments.setting:
+            key, equals, text = item.partition("=")
+            if equals:
+                value = _value(text)
+                if value is None:
+                    raise UsageError(f"{key} takes a value, not null")
+                connection.call("SetSetting", key=key, value=value)
+        found = {item["key"]: item for item in connection.call("GetSettings")["settings"]}
+    except Reply as reply:
+        raise reply.as_error() from None
+    wanted = [item.partition("=")[0] for item in arguments.setting] or list(found)
+    for key in wanted:
+        if key not in found:
+            raise UsageError(f"unknown setting {key!r}: there are {', '.join(found)}")
+    if arguments.json:
+        _print_json({key: found[key]["value"] for key in wanted})
+    else:
+        rows = [[key, "=", json.dumps(found[key]["value"])] for key in wanted]
+        print(show.table(rows))
+    return 0
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def log(arguments: Namespace) -> int:
+    """`kmodd log`."""
+    events = Connection().stream(
+        "Log",
+        follow=arguments.follow or None,
+        since=arguments.since,
+        module=arguments.module,
+        name=arguments.name,
+        outcome=arguments.outcome,
+        uid=arguments.uid,
+        count=arguments.lines,
+    )
+    try:
+        for reply in events:
+            if arguments.json:
+                _print_json(reply["event"])
+            else:
+                print(show.event_line(reply["event"]), flush=True)
+    except Reply as reply:
+        raise reply.as_error() from None
+    return 0

@@ -1,0 +1,187 @@
+"""What the command line takes. Each command's code is imported when it runs, not before."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from kmodd import __version__
+
+Fill = Callable[[argparse.ArgumentParser], None]
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return value
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Return argparse's own with a width: to find one it imports shutil, for each argument that is added."""
+    columns = os.environ.get("COLUMNS", "")
+    return argparse.HelpFormatter(prog, width=(int(columns) if columns.isdecimal() else 80) - 2)
+
+
+def _json(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _serve(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--hook", action="store_true", help="make the kernel send its requests; undone on exit")
+    made.add_argument(
+        "--kernel", choices=("linux", "simulated"), default="linux", help="which kernel to load in"
+    )
+    made.add_argument("--root", default="/", metavar="DIR", help="where etc, run and var are found")
+
+
+def _request(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("name", nargs="+", metavar="NAME", help="a module's name or an alias")
+    made.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="wait at most S seconds; the load goes on"
+    )
+    made.add_argument("--no-wait", action="store_true", help="ask and return at once")
+
+
+def _remove(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("name", nargs="+", metavar="NAME", help="a module's name")
+    made.add_argument("--holders", action="store_true", help="unload those first that use it")
+
+
+def _resolve(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("name", nargs="+", metavar="NAME", help="a module's name or an alias")
+    made.add_argument("--release", metavar="R", help="for another kernel release than the running one")
+    made.add_argument("--tree", metavar="DIR", help="in a root directory or a modules directory")
+    made.add_argument(
+        "--kmod-exact", action="store_true", help="as kmod does it, where kmodd differs on purpose"
+    )
+
+
+def _tune(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("setting", nargs="*", metavar="KEY[=VALUE]", help="a setting to show or to change")
+
+
+def _hook(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("action", choices=("on", "off", "status"), help="what to do")
+
+
+def _log(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("-f", "--follow", action="store_true", help="go on with what happens next")
+    made.add_argument("--since", metavar="T", help="from then on: 2026-11-23T08:00:00Z, or 90s for 90 s ago")
+    made.add_argument("--module", metavar="M", help="what loaded or unloaded a module (a glob)")
+    made.add_argument("--name", metavar="N", help="what asked for a name (a glob)")
+    made.add_argument("--outcome", metavar="O", help="what ended so: loaded, not-found, failed ...")
+    made.add_argument("--uid", type=_count, metavar="U", help="what a user asked for")
+    made.add_argument("-n", "--lines", type=_count, metavar="N", help="the newest N only")
+
+
+def _lab(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--kernel", choices=("uml", "qemu"), default="uml", help="User-mode Linux, or QEMU")
+    made.add_argument("--smp", type=_positive, default=1, metavar="N", help="processors (QEMU)")
+    made.add_argument("--memory", type=_positive, metavar="MIB", help="memory in MiB")
+    made.add_argument("--timeout", type=_seconds, metavar="S", help="end the kernel after S seconds")
+    made.add_argument("--release", metavar="R", help="which of several kernels (QEMU)")
+    made.add_argument(
+        "--no-serve", action="store_true", help="leave kernel.modprobe as it is, start no daemon"
+    )
+    made.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="[--] CMD", help="what to run; a shell without"
+    )
+
+
+def _completion(made: argparse.ArgumentParser) -> None:
+    made.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+
+
+COMMANDS: dict[str, tuple[str, str, Fill]] = {
+    "serve": ("run the daemon in the foreground", "serve:serve", _serve),
+    "request": ("ask for modules by name or alias", "client:request", _request),
+    "remove": ("unload modules", "client:remove", _remove),
+    "list": ("list the modules in the kernel", "client:list_modules", _json),
+    "resolve": ("show what a request would load, in order, and why", "resolve:resolve", _resolve),
+    "status": ("show the daemon, the hook and counts", "client:status", _json),
+    "tune": ("read or change settings of the running daemon", "client:tune", _tune),
+    "hook": ("point the kernel at kmodd, or put back what was", "hook:hook", _hook),
+    "log": ("show what happened", "client:log", _log),
+    "lab": ("boot a disposable real kernel with kmodd in charge", "lab:lab", _lab),
+    "completion": ("print a shell's completion script", "completion:completion", _completion),
+}
+"""For each command what it does, `MODULE:FUNCTION` below kmodd.cli that does it, and its arguments."""
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of `kmodd`, with every command."""
+    parser = argparse.ArgumentParser(
+        prog="kmodd",
+        description="The on-demand kernel-module loader.",
+        allow_abbrev=False,
+        formatter_class=_formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kmodd {__version__}")
+    commands = parser.add_subparsers(
+        # With prog given argparse formats no usage here, for which it would import shutil.
+        prog="kmodd",
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+    )
+    for name, (summary, _run, fill) in COMMANDS.items():
+        fill(
+            commands.add_parser(
+                name, help=summary, description=summary, allow_abbrev=False, formatter_class=_formatter
+            )
+        )
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return what `kmodd ARGV` asks for, the command's name as `command`.
+
+    Where the first word is a command only that one's parser is made: all of them cost as much as Python.
+
+    Raises:
+        SystemExit: the words are off (2), or it was help that was asked for (0).
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] not in COMMANDS:
+        return build().parse_args(words)
+    summary, _run, fill = COMMANDS[words[0]]
+    parser = argparse.ArgumentParser(
+        prog=f"kmodd {words[0]}", description=summary, allow_abbrev=False, formatter_class=_formatter
+    )
+    fill(parser)
+    return parser.parse_args(words[1:], argparse.Namespace(command=words[0]))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command that was parsed; return its exit status."""
+    from importlib import import_module  # noqa: PLC0415 - Python has it; a command imports what it needs
+
+    module, _, function = COMMANDS[arguments.command][1].partition(":")
+    status: int = getattr(import_module(f"kmodd.cli.{module}"), function)(arguments)
+    return status

@@ -1,0 +1,614 @@
+"""What the tests do inside a guest: run by the lab's agent, in a fork of its own for each call."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kmodd.connection import Connection, Reply
+from kmodd.errors import KmoddError
+from kmodd.lab import service
+
+SYSCTL = "/proc/sys/kernel/modprobe"
+SERVE = [sys.executable, "-m", "kmodd", "serve", "--hook"]
+
+
+# The daemon
+
+
+def api(method: str, **parameters: Any) -> dict[str, Any]:
+    """Call the daemon; an error reply becomes its name and parameters."""
+    try:
+        return Connection().call(method, **parameters)
+    except Reply as reply:
+        return {"error": reply.error.removeprefix("io.kmodd."), **reply.parameters}
+
+
+def events(since: int = 0, kind: str = "request") -> list[dict[str, Any]]:
+    """Return the daemon's events of one kind that began after event number `since`, once no load runs."""
+    until(lambda: _true(loads_running() == 0))
+    found = [reply["event"] for reply in Connection().stream("Log")]
+    wanted = [event for event in found if event["id"] > since and event["event"] == kind]
+    return sorted(wanted, key=lambda event: event["id"])
+
+
+def last_event() -> int:
+    """Return the newest event's number."""
+    return max((reply["event"]["id"] for reply in Connection().stream("Log")), default=0)
+
+
+def loader() -> str:
+    """The modprobe_path that this guest is tested with."""
+    with open("/etc/kmodd/kmodd.toml", "rb") as file:
+        return str(tomllib.load(file)["modprobe_path"])
+
+
+def tune(**settings: Any) -> None:
+    """Change settings."""
+    for key, value in settings.items():
+        answer = api("SetSetting", key=key, value=value)
+        assert "error" not in answer, answer
+
+
+def daemon_pid() -> int:
+    """Return the daemon's pid."""
+    return int(api("GetStatus")["status"]["pid"])
+
+
+def stop_daemon(number: int = signal.SIGTERM, pid: int | None = None) -> None:
+    """Send the daemon a signal that ends it, and wait until it has gone."""
+    target = pid or daemon_pid()
+    fd = os.pidfd_open(target)
+    os.kill(target, number)
+    if not select.select([fd], [], [], 60)[0]:
+        raise AssertionError(f"the daemon (pid {target}) goes on after signal {number}")
+    os.close(fd)
+
+
+def start_daemon(limit: float = 120) -> int:
+    """Start the daemon and wait until it is ready; return its pid."""
+    answer = service.start(SERVE, {**os.environ}, limit)
+    assert answer["error"] is None, answer["error"]
+    # READY may be what the killed one left: the hook is still on and its socket file still there.
+    return until(daemon_pid, OSError, limit)
+
+
+def until(look: Callable[[], Any], error: type[BaseException] = AssertionError, limit: float = 60) -> Any:
+    """Return what `look` returns once it does not raise: the guest's world has no event for it."""
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            return look()
+        except (error, KmoddError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+# The kernel
+
+
+def live() -> list[str]:
+    """Return the live modules."""
+    return [line.split()[0] for line in Path("/proc/modules").read_text().splitlines() if " Live " in line]
+
+
+def parameter(module: str, name: str = "result") -> int:
+    """Return a number that a module shows."""
+    return int(Path(f"/sys/module/{module}/parameters/{name}").read_text())
+
+
+def ask(name: str, nowait: bool = False) -> int:
+    """request_module() from this task: what the kernel's caller gets. The name's bytes as latin-1."""
+    fd = os.open("/proc/kmodd_ask_nowait" if nowait else "/proc/kmodd_ask", os.O_RDWR)
+    try:
+        os.write(fd, name.encode("latin-1"))
+        return int(os.read(fd, 64))
+    finally:
+        os.close(fd)
+
+
+def at_once(work: list[Callable[[], int]]) -> list[int]:
+    """Run each in a process of its own, all let go at the same moment; return what each returned."""
+    gate_r, gate_w = os.pipe()
+    out_r, out_w = os.pipe()
+    pids = []
+    for index, one in enumerate(work):
+        pid = os.fork()
+        if not pid:
+            try:
+                os.close(gate_w)
+                os.read(gate_r, 1)
+                value = one()
+            except BaseException:  # noqa: BLE001 - it must not go on as the parent
+                value = -999999
+            os.write(out_w, b"%d %d\n" % (index, value))
+            os._exit(0)
+        pids.append(pid)
+    os.close(gate_r)
+    os.close(gate_w)
+    os.close(out_w)
+    with os.fdopen(out_r) as out:
+        answers = dict(map(int, line.split()) for line in out)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    return [answers[index] for index in range(len(work))]
+
+
+def ask_at_once(names: list[str]) -> list[int]:
+    """request_module() for each name, each from a process of its own, all at the same moment."""
+    return at_once([lambda name=name: ask(name) for name in names])  # type: ignore[misc]
+
+
+def open_socket(family: int, kind: int = socket.SOCK_RAW, protocol: int = 0) -> int:
+    """Open and close a socket; 0, or the errno."""
+    try:
+        socket.socket(family, kind, protocol).close()
+    except OSError as err:
+        return err.errno or -1
+    return 0
+
+
+def mount(kind: str) -> int:
+    """Try to mount a filesystem of a type; the errno (ENODEV: no such type)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.mount(b"none", b"/mnt", kind.encode("latin-1"), 0, None)
+    if result == 0:
+        libc.umount(b"/mnt")
+        return 0
+    return ctypes.get_errno()
+
+
+def unload(names: list[str]) -> list[str]:
+    """Unload what is live of these; return what stays."""
+    for name in names:
+        if Path(f"/sys/module/{name}").exists():
+            subprocess.run(["rmmod", name], check=False, capture_output=True)
+    return [name for name in names if name in live()]
+
+
+def zombies() -> list[str]:
+    """Return the children of the daemon that have ended and not been waited for."""
+    parent = daemon_pid()
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] == "Z" and int(fields[1]) == parent:
+            found.append(str(stat))
+    return found
+
+
+def with_helper(path: str, work: Callable[[], Any]) -> Any:
+    """Run `work` with another kernel.modprobe."""
+    before = Path(SYSCTL).read_text()
+    Path(SYSCTL).write_text(path + "\n")
+    try:
+        return work()
+    finally:
+        Path(SYSCTL).write_text(before)
+
+
+def script(path: str, text: str) -> str:
+    """Write an executable shell script."""
+    Path(path).write_text("#!/bin/sh\n" + text)
+    Path(path).chmod(0o755)
+    return path
+
+
+# Longer stories
+
+
+def storm_with_stock_and_kmodd(names: list[str]) -> dict[str, list[int]]:
+    """The same requests at once with the stock modprobe, then with kmodd, each from the same start."""
+    modules = sorted(set(names))
+    assert unload(modules) == []
+    stock = with_helper("/sbin/modprobe", lambda: ask_at_once(names))
+    assert unload(modules) == []
+    ours = ask_at_once(names)
+    return {"stock": stock, "kmodd": ours}
+
+
+def kills(rounds: list[list[str]], seed: int) -> dict[str, Any]:
+    """Ask for each round's names at once and kill the daemon at a random moment of it, each time anew."""
+    chance = random.Random(seed)
+    answers, loaded = [], []
+    for names in rounds:
+        assert unload(sorted(set(names))) == []
+        pid = daemon_pid()
+        timer = threading.Timer(chance.uniform(0.0, 1.5), os.kill, (pid, signal.SIGKILL))
+        timer.start()
+        answers.append(ask_at_once(names))
+        timer.join()
+        start_daemon()
+        loaded.append([name in live() for name in names])
+    return {"answers": answers, "live": loaded}
+
+
+def serial_helper_hangs(name: str, limit: float) -> dict[str, Any]:
+    """Ask with a helper that serves one request after the other, as the kmod of 2.1.96 did."""
+    helper = script("/run/serial-helper", 'exec flock /run/serial.lock /sbin/modprobe -q -- "$3"\n')
+
+    def work() -> dict[str, Any]:
+        pid = os.fork()
+        if not pid:
+            os._exit(0 if ask(name) == 0 else 1)
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return {"hung": False}
+            time.sleep(0.1)
+        # It waits for itself. Whoever waits can be killed; then everything fails and ends.
+        while not os.waitpid(pid, os.WNOHANG)[0]:
+            subprocess.run(["pkill", "-KILL", "flock"], check=False)
+            subprocess.run(["pkill", "-KILL", "modprobe"], check=False)
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        return {"hung": True}
+
+    found: dict[str, Any] = with_helper(helper, work)
+    subprocess.run(["pkill", "-KILL", "flock"], check=False)
+    subprocess.run(["pkill", "-KILL", "modprobe"], check=False)
+    until(lambda: _no_process("modprobe"))
+    return found
+
+
+def events_are(count: int, since: int) -> list[dict[str, Any]]:
+    """Return the requests after event number `since` once there are `count` of them."""
+
+    def look() -> list[dict[str, Any]]:
+        found = events(since)
+        assert len(found) == count, found
+        return found
+
+    found: list[dict[str, Any]] = until(look)
+    return found
+
+
+def becomes_live(name: str) -> None:
+    """Return once a module is live."""
+    until(lambda: _true(name in live()))
+
+
+def let_go(name: str) -> None:
+    """Let a kmodd_block module's init return."""
+    Path(f"/sys/module/{name}/parameters/open").write_text("1")
+
+
+def share_then_let_go(name: str, waiting: int) -> int:
+    """Ask for a module whose load is going on; let it go once so many requests wait; what was returned."""
+    got: list[int] = []
+    asker = threading.Thread(target=lambda: got.append(ask(name)))
+    asker.start()
+    until(lambda: _true(api("GetStatus")["status"]["requests"]["waiting"] == waiting))
+    let_go(name)
+    asker.join()
+    return got[0]
+
+
+def _no_process(name: str) -> None:
+    assert subprocess.run(["pgrep", "-x", name], check=False, capture_output=True).returncode == 1
+
+
+def answer_while_others_load(name: str, blocked: list[str]) -> int:
+    """Ask for a module while the loads of others do not end; let them go after the answer."""
+    askers = [forked(lambda module=module: int(ask(module) != 0)) for module in blocked]  # type: ignore[misc]
+    waiting_is(len(blocked))
+    answer = ask(name)
+    assert loads_running() == len(blocked)
+    for module in blocked:
+        let_go(module)
+    assert [asker() for asker in askers] == [0] * len(blocked)
+    return answer
+
+
+def asker_killed(name: str, started: Callable[[], bool]) -> None:
+    """Ask from a process that is killed while it waits."""
+    pid = os.fork()
+    if not pid:
+        os._exit(ask(name) & 1)
+    until(lambda: _true(started()))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _true(value: object) -> None:
+    assert value
+
+
+def loads_running() -> int:
+    """Return how many loads the daemon has in progress."""
+    return int(api("GetStatus")["status"]["loads"]["running"])
+
+
+def errno_name(number: int) -> str:
+    """Return the symbol of an errno."""
+    return errno.errorcode.get(number, str(number))
+
+
+# One processor: what happens around a load
+
+
+def forked(work: Callable[[], int]) -> Callable[[], int]:
+    """Run `work` in a process of its own; return how to wait for what it returned (0 to 255)."""
+    pid = os.fork()
+    if not pid:
+        try:
+            value = work()
+        except BaseException:  # noqa: BLE001 - it must not go on as the parent
+            value = 255
+        os._exit(value)
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def waiting_is(count: int) -> None:
+    """Return once so many requests wait."""
+    until(lambda: _true(api("GetStatus")["status"]["requests"]["waiting"] == count))
+
+
+RECORDER = """\
+{ tr '\\0' '\\n' </proc/$$/environ | sed 's/^/env:/'
+  echo "stat:$(cat /proc/$$/stat)"
+  sed -n 's/^Sig\\(Blk\\|Ign\\):\\t/sig\\1:/p' /proc/$$/status
+  for fd in /proc/$$/fd/*; do echo "fd:${fd##*/}=$(readlink $fd)"; done
+  echo "cwd:$(readlink /proc/$$/cwd)" "root:$(readlink /proc/$$/root)"
+  for a; do echo "arg:$a"; done; } >/run/recorded
+echo "first line" >&2; printf 'second\\033[31m line\\n' >&2
+exit 3
+"""
+
+
+def recorded(name: str, kind: str = "mount") -> dict[str, Any]:
+    """Let a program that records what it finds be modprobe for one request of the kernel."""
+    before = last_event()
+    tune(modprobe_path=script("/run/recorder", RECORDER))
+    try:
+        result = mount(name)
+    finally:
+        tune(modprobe_path=loader())
+    lines = Path("/run/recorded").read_text().splitlines()
+    [event] = events_are(1, before)
+    return {"result": result, "lines": lines, "event": event, "daemon": daemon_pid()}
+
+
+def with_modprobe(path: str, name: str) -> dict[str, Any]:
+    """Ask, by the kernel and by the API, with another modprobe_path."""
+    before = last_event()
+    tune(modprobe_path=path)
+    try:
+        result = mount(name)
+        answer = api("RequestModule", name=name)
+    finally:
+        tune(modprobe_path=loader())
+    return {"result": result, "api": answer, "events": events_are(2, before)}
+
+
+def slow_modprobe_d(module: str, seconds: float) -> None:
+    """Make the load of a module take a while, as a slow device does."""
+    Path("/etc/modprobe.d/slow.conf").write_text(
+        f"install {module} sleep {seconds}; /sbin/modprobe --ignore-install {module}\n"
+    )
+
+
+def mount_while(module: str, meanwhile: Callable[[], Any]) -> dict[str, Any]:
+    """Mount a filesystem whose module loads slowly; do something while the request waits."""
+    assert unload([module]) == []
+    slow_modprobe_d(module, 1.5)
+    try:
+        result = forked(lambda: mount(module))
+        waiting_is(1)
+        seen = meanwhile()
+        return {"errno": result(), "seen": seen, "live": module in live()}
+    finally:
+        os.unlink("/etc/modprobe.d/slow.conf")
+
+
+def killed_while_loading(module: str) -> dict[str, Any]:
+    """Kill the daemon while the kernel waits for it."""
+    found = mount_while(module, lambda: stop_daemon(signal.SIGKILL))
+    start_daemon()
+    return found
+
+
+def stopped_while_loading(module: str) -> dict[str, Any]:
+    """End the daemon by SIGTERM while the kernel waits for it."""
+
+    def meanwhile() -> dict[str, Any]:
+        pid = daemon_pid()
+        fd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: _true(Path(SYSCTL).read_text() == "/sbin/modprobe\n"))
+        alive = not select.select([fd], [], [], 0)[0]
+        new = mount("nosuchfs")
+        return {"alive_when_unhooked": alive, "new_request": new}
+
+    found = mount_while(module, meanwhile)
+    until(lambda: _true(not Path("/run/kmodd/io.kmodd").exists()))
+    found["hook"] = Path(SYSCTL).read_text()
+    start_daemon()
+    return found
+
+
+def hung(module: str) -> dict[str, Any]:
+    """Ask a daemon that does not run (SIGSTOP); let it go on after the answer."""
+    assert unload([module]) == []
+    before, pid = last_event(), daemon_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        result = mount(module)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    # A request that is answered now has come behind the one that had been given up.
+    mount("nosuchfs")
+    return {"errno": result, "live": module in live(), "names": [e["name"] for e in events_are(1, before)]}
+
+
+def denied_without_daemon(module: str) -> dict[str, Any]:
+    """Fail closed: no daemon, and fallback = deny."""
+    assert unload([module]) == []
+    tune(fallback="deny")
+    stop_daemon(signal.SIGKILL)
+    result = mount(module)
+    start_daemon()
+    with_daemon = mount(module)
+    return {"errno": result, "with_daemon": with_daemon, "link": os.readlink("/run/kmodd/fallback")}
+
+
+def in_another_mount_namespace(module: str) -> dict[str, Any]:
+    """Run the daemon where no module and no modprobe can be seen, as in a container; then load."""
+    assert unload([module]) == []
+    stop_daemon()
+    tree = f"/usr/lib/modules/{os.uname().release}"
+    command = (
+        f"mount -t tmpfs none {tree} && mount --bind /bin/false /usr/bin/kmod && mkdir -p /run/elsewhere && "
+        f"cd /run/elsewhere && exec {' '.join(SERVE)}"
+    )
+    answer = service.start(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", command], {**os.environ}, 60
+    )
+    assert answer["error"] is None, answer
+    pid = until(daemon_pid, OSError)
+    inside = ["nsenter", "-t", str(pid), "-m", "/sbin/modprobe", module]
+    blind = subprocess.run(inside, check=False, capture_output=True).returncode
+    result = api("RequestModule", name=module)
+    story = recorded("elsewherefs")
+    stop_daemon()
+    start_daemon()
+    return {"blind": blind, "result": result, "lines": story["lines"]}
+
+
+def root_that_moves() -> list[list[str]]:
+    """Enter a process's root and cwd before and after it has moved, as init does in switch_root."""
+    from kmodd.kernel import init  # noqa: PLC0415
+
+    os.makedirs("/run/newroot/work", exist_ok=True)
+    go_r, go_w = os.pipe()
+    done_r, done_w = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.read(go_r, 1)
+        os.chroot("/run/newroot")
+        os.chdir("/work")
+        os.write(done_w, b"x")
+        os.read(go_r, 1)
+        os._exit(0)
+    found: list[list[str]] = []
+
+    def look() -> None:
+        entered, seen = threading.Event(), threading.Event()
+
+        def enter() -> None:
+            init.enter(pid)
+            entered.set()
+            seen.wait()
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        entered.wait()
+        # A link is shown as the reader's own root sees it, so this thread, which has not moved, reads it.
+        task = f"/proc/self/task/{thread.native_id}"
+        found.append([os.readlink(f"{task}/{what}") for what in ("root", "cwd")])
+        seen.set()
+        thread.join()
+
+    look()
+    os.write(go_w, b"x")
+    os.read(done_r, 1)
+    look()
+    os.write(go_w, b"x")
+    os.waitpid(pid, 0)
+    return found
+
+
+def logged() -> list[str]:
+    """Be syslog while a daemon starts, a request fails and the daemon stops."""
+    stop_daemon()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind("/dev/log")
+        try:
+            start_daemon()
+            mount("no\nsuchfs")
+            mount("nosuchfs")
+            until(lambda: _true(api("GetStatus")["status"]["requests"]["waiting"] == 0))
+            events_are(2, 0)
+            stop_daemon()
+        finally:
+            os.unlink("/dev/log")
+        syslog.setblocking(False)
+        lines = []
+        try:
+            while True:
+                lines.append(syslog.recv(65536).decode())
+        except BlockingIOError:
+            pass
+    start_daemon()
+    return lines
+
+
+def ask_nothing_often(count: int) -> None:
+    """Ask for what is not there, again and again: children come and go."""
+    for n in range(count):
+        mount(f"nosuchfs{n}")
+    until(lambda: _true(api("GetStatus")["status"]["requests"]["waiting"] == 0))
+
+
+# Every module of a tree
+
+
+def every_module() -> list[str]:
+    """The names of all modules that are installed for this kernel."""
+    lines = Path(f"/lib/modules/{os.uname().release}/modules.dep").read_text().splitlines()
+    return sorted(
+        os.path.basename(line.partition(":")[0]).partition(".")[0].replace("-", "_") for line in lines
+    )
+
+
+def parameters() -> dict[str, str]:
+    """The parameters of the live modules, as far as the kernel shows them, and not from the memory it has."""
+    of_memory = {"fuse.max_user_bgreq", "fuse.max_user_congthresh", "dm_bufio.max_cache_size_bytes"}
+    found = {}
+    for module in live():
+        for path in Path(f"/sys/module/{module}/parameters").glob("*"):
+            with contextlib.suppress(OSError):
+                found[f"{module}.{path.name}"] = path.read_text()
+    return {key: value for key, value in found.items() if key not in of_memory}
+
+
+def unload_all() -> list[str]:
+    """Unload whatever can be unloaded, through the API; return what is left."""
+    while True:
+        before = live()
+        for name in before:
+            api("RemoveModule", name=name)
+        if len(live()) == len(before):
+            return sorted(before)
+
+
+def api_at_once(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Ask for all of these in the same moment, each on a connection of its own."""
+    connections = {name: Connection() for name in names}
+    for name, connection in connections.items():
+        connection._send({"method": "io.kmodd.RequestModule", "parameters": {"name": name}})
+    answers: dict[str, dict[str, Any]] = {}
+    for name, connection in connections.items():
+        try:
+            answers[name] = connection._receive()[0]
+        except Reply as reply:
+            answers[name] = {"error": reply.error}
+    return answers

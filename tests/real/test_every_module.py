@@ -1,0 +1,75 @@
+"""Every module of the User-mode Linux tree, by kmodd and, in another boot, by the real modprobe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kmodd.lab import Guest, LabOptions
+from support.guests import caller
+
+pytestmark = pytest.mark.real
+
+BY_KMODD = """
+names = every_module()
+before = set(live())
+results = [api("RequestModule", name=name) for name in names]
+failed = sorted(name for name, answer in zip(names, results) if "error" in answer)
+result = {"names": names, "failed": failed, "live": sorted(live()), "parameters": parameters()}
+"""
+AT_ONCE = """
+names = every_module()
+left = unload_all()
+answers = api_at_once(names)
+failed = sorted(name for name, answer in answers.items() if "error" in answer)
+result = {"left": left, "failed": failed, "live": sorted(live()), "parameters": parameters()}
+"""
+BY_MODPROBE = """
+names = every_module()
+failed = sorted(
+    name for name in names if subprocess.run(["/sbin/modprobe", "-q", "--", name], capture_output=True).returncode
+)
+result = {"names": names, "failed": failed, "live": sorted(live()), "parameters": parameters()}
+"""
+
+
+@pytest.fixture(scope="module")
+def by_modprobe() -> dict[str, Any]:
+    with Guest(LabOptions(kernel="uml", serve=False, memory=2048, timeout=300)) as guest:
+        found: dict[str, Any] = caller(guest)(BY_MODPROBE, timeout=280)
+        return found
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with Guest(LabOptions(kernel="uml", memory=2048, timeout=300)) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def one_by_one(guest: Guest) -> dict[str, Any]:
+    found: dict[str, Any] = caller(guest)(BY_KMODD, timeout=280)
+    return found
+
+
+def test_the_same_modules_can_be_loaded(one_by_one: dict[str, Any], by_modprobe: dict[str, Any]) -> None:
+    assert len(one_by_one["names"]) > 900
+    assert one_by_one["names"] == by_modprobe["names"]
+    assert one_by_one["failed"] == by_modprobe["failed"]
+    assert one_by_one["live"] == by_modprobe["live"]
+    assert len(one_by_one["live"]) > 700
+
+
+def test_with_the_same_parameters(one_by_one: dict[str, Any], by_modprobe: dict[str, Any]) -> None:
+    assert one_by_one["parameters"] == by_modprobe["parameters"]
+
+
+def test_all_at_once_gives_the_same(guest: Guest, one_by_one: dict[str, Any]) -> None:
+    """After unloading all of them again, as far as the kernel lets go of them."""
+    found = caller(guest)(AT_ONCE, timeout=280)
+    assert len(found["left"]) < 60
+    assert found["failed"] == one_by_one["failed"]
+    assert found["live"] == one_by_one["live"]
+    assert found["parameters"] == one_by_one["parameters"]
