@@ -32,7 +32,7 @@ lint: setup ## static checks only
 	@$(stage) 'ruff format' $(python) -m ruff format --check
 	@$(stage) mypy $(python) -m mypy
 	@$(stage) lint-imports .venv/bin/lint-imports
-	@$(stage) 'compile the helper' gcc -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only helper/*.c
+	@$(stage) 'compile the C' gcc -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only helper/*.c lab/*.c
 	@$(stage) shellcheck shellcheck $(scripts)
 
 pytest: setup

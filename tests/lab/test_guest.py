@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 import uuid
 from pathlib import Path
@@ -28,6 +29,15 @@ def test_output_and_status(guest: Guest) -> None:
     assert guest.run("sh", "-c", "kill -KILL $$").returncode == -signal.SIGKILL
     assert guest.run("kmodd-no-such-program").returncode == 127
     assert guest.run("/etc/passwd").returncode == 126
+
+
+def test_vector_registers_are_each_threads_own(guest: Guest, tmp_path: Path) -> None:
+    source = Path(__file__).with_name("registers.c")
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
+    subprocess.run(["gcc", *flags, "-o", tmp_path / "registers", source], check=True)
+    done = guest.run(str(tmp_path / "registers"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout in {"64 bytes\n", "32 bytes\n", "16 bytes\n"}
 
 
 def test_same_files_same_directory(guest: Guest) -> None:

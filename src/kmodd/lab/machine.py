@@ -72,7 +72,7 @@ class Machine:
         with theirs:
             command = _RECIPES[self._options.kernel](self._options, theirs.fileno(), directory)
             try:
-                guest = janitor.start(command.argv, command.fds, dict(os.environ))
+                guest = janitor.start(command.argv, command.fds, {**os.environ, **command.environment})
             finally:
                 for fd in command.fds:
                     if fd != theirs.fileno():

@@ -9,6 +9,8 @@ from kmodd.lab.recipe import Command
 
 _DEFAULT_MEMORY = 1024
 _BOOT_LIMIT = 120.0
+_XSTATE = Path(__file__).with_name("uml-xstate.so")
+"""Preloaded: without it the kernel panics on processors with AVX-512 (lab/uml-xstate.c)."""
 
 
 def command(options: LabOptions, channel: int, scratch: Path) -> Command:
@@ -38,4 +40,5 @@ def command(options: LabOptions, channel: int, scratch: Path) -> Command:
         "quiet",
         "panic=-1",
     ]
-    return Command(argv, (channel, initrd), _BOOT_LIMIT)
+    environment = {"LD_PRELOAD": str(_XSTATE)} if _XSTATE.exists() else {}
+    return Command(argv, (channel, initrd), _BOOT_LIMIT, environment)
