@@ -211,8 +211,9 @@ class Daemon:
 
     def _listen(self, api: ApiSource) -> None:
         passed = servicemanager.passed_sockets()
+        helpers = HelperSource(self._broker, self._recorder)
         for name, kind, mode, connected in (
-            (helper.SOCKET, socket.SOCK_SEQPACKET, 0o600, HelperSource(self._broker).connected),
+            (helper.SOCKET, socket.SOCK_SEQPACKET, 0o600, helpers.connected),
             (connections.SOCKET, socket.SOCK_STREAM, 0o666, api.connected),
         ):
             path = os.path.join(self._run_dir, name)
@@ -351,7 +352,7 @@ class Daemon:
             },
             "loads": {"total": broker.loads_total, "running": broker.loads_running},
             "events": self._recorder.recorded,
-            "threads": threading.active_count(),
+            "threads": len(os.listdir("/proc/self/task")),
             "settings": self._settings.as_dict(),
         }
 
@@ -414,6 +415,8 @@ def serve(options: Options, log_handler: Callable[[], logging.Handler]) -> None:
     """
     _prepare_files()
     _prepare_process()
+    # It would make an object of threading's for each loader that logs, and keep it.
+    logging.logThreads = False
     root_log = logging.getLogger()
     root_log.setLevel(logging.INFO)
     root_log.addHandler(log_handler())

@@ -121,6 +121,18 @@ def test_helper_that_goes_without_a_word(daemon: Daemon, packet: bytes | None) -
     assert daemon.status()["requests"]["total"] == 0
 
 
+def test_helper_that_gave_up_before_it_was_heard(daemon: Daemon) -> None:
+    os.kill(daemon.pid, signal.SIGSTOP)
+    with daemon.helper(b"plain\n\xff"):
+        pass  # it has fallen back to the real modprobe
+    os.kill(daemon.pid, signal.SIGCONT)
+    wait_until(lambda: bool(daemon.events(event="daemon", action="fallback")), "it is told")
+    assert [event["name"] for event in daemon.events(event="daemon", action="fallback")] == [
+        "plain\\x0a\\xff"
+    ]
+    assert daemon.status()["requests"]["total"] == 0
+
+
 def test_helper_that_goes_away_while_it_waits(daemon: Daemon) -> None:
     before = len(daemon.descriptors())
     with daemon.helper(b"slow") as helper, daemon.helper(b"slow") as stays:

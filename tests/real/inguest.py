@@ -46,6 +46,12 @@ def events(since: int = 0, kind: str = "request") -> list[dict[str, Any]]:
     return sorted(wanted, key=lambda event: event["id"])
 
 
+def fallbacks(since: int) -> list[str]:
+    """Return the names for which a helper fell back as the daemon was late: it is allowed to, by a second."""
+    found = events(since, "daemon")
+    return [event["name"] for event in found if event["action"] == "fallback"]
+
+
 def last_event() -> int:
     """Return the newest event's number."""
     return max((reply["event"]["id"] for reply in Connection().stream("Log")), default=0)

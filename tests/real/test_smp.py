@@ -109,10 +109,14 @@ def test_s2_forty_five_at_once_are_all_answered_truly_and_once(in_qemu: Call) ->
     assert in_qemu("ask_at_once", names=MANY[:45], timeout=180) == [0] * 45
     assert set(MANY[:45]) <= set(in_qemu("live"))
     told = in_qemu("events", since=before)
-    assert sorted(event["name"] for event in told) == MANY[:45]
+    # On a machine that is busy with something else a helper may have given the daemon up; then it says so.
+    late = in_qemu("fallbacks", since=before)
+    assert len(late) <= 5
+    assert sorted([*(event["name"] for event in told), *late]) == MANY[:45]
     assert {event["outcome"] for event in told} == {"loaded"}
     loaded = [module for event in told for module in event["modules"]]
-    assert sorted(loaded) == MANY[:45]
+    assert len(loaded) == len(set(loaded))
+    assert {*loaded, *late} == set(MANY[:45])
 
 
 def test_s4_two_hundred_at_once_fail_no_more_than_with_the_stock_modprobe(in_qemu: Call) -> None:
@@ -125,7 +129,7 @@ def test_s4_two_hundred_at_once_fail_no_more_than_with_the_stock_modprobe(in_qem
     assert set(found["kmodd"]) <= {0, -62}
     assert failures["kmodd"] <= failures["stock"]
     told = in_qemu("events", since=before)
-    assert len(told) == found["kmodd"].count(0)
+    assert len(told) + len(in_qemu("fallbacks", since=before)) == found["kmodd"].count(0)
     assert len({event["id"] for event in told}) == len(told)
     assert {event["outcome"] for event in told} <= {"loaded", "already-live"}
 

@@ -14,13 +14,16 @@ from kmodd.kernel.interface import BlockedTask, Wait
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import Outcome
 
+_PID_MAX = 1 << 22
+"""The highest pid that Linux gives (PID_MAX_LIMIT): the sessions of real peers are below it."""
+
 
 class SimulatedLoader:
     """Loads in a `SimulatedKernel`. `request_module` is the kernel's way back to the broker (nesting)."""
 
     def __init__(self, kernel: SimulatedKernel) -> None:
         self._kernel = kernel
-        self._sessions = itertools.count(1)
+        self._sessions = itertools.count(_PID_MAX + 1)
         self._changes: dict[str, list[asyncio.Future[None]]] = {}
         kernel.watch(self._changed)
         self.request_module: Callable[[str], Awaitable[int]] | None = None

@@ -15,7 +15,8 @@ import socket
 
 from kmodd.broker.broker import Broker, Ticket
 from kmodd.model import Source
-from kmodd.names import KERNEL_MAX
+from kmodd.names import KERNEL_MAX, escape
+from kmodd.record.recorder import Recorder
 from kmodd.sources import peer
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,12 @@ _HAND_OVER = 5.0
 class HelperConnection:
     """One request of the kernel."""
 
-    __slots__ = ("_answered", "_broker", "_loop", "_sock", "_ticket", "_timer")
+    __slots__ = ("_answered", "_broker", "_loop", "_recorder", "_sock", "_ticket", "_timer")
 
-    def __init__(self, sock: socket.socket, broker: Broker) -> None:
+    def __init__(self, sock: socket.socket, broker: Broker, recorder: Recorder) -> None:
         self._sock = sock
         self._broker = broker
+        self._recorder = recorder
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
         self._answered = False
@@ -72,6 +74,9 @@ class HelperConnection:
             return
         if not self._send(ACCEPTED):
             # A helper that has waited for a second in vain has fallen back: the real modprobe does it.
+            name = escape(packet[:-1])
+            log.warning("a helper that waited for more than a second fell back: %s", name)
+            self._recorder.add("daemon", {"action": "fallback", "name": name})
             self._close()
             return
         ticket = self._broker.submit(packet[:-1], Source.KERNEL, longest=KERNEL_MAX, on_status=self._status)
@@ -113,8 +118,9 @@ class HelperConnection:
 class HelperSource:
     """Takes helper connections; refuses those of anyone but root."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, recorder: Recorder) -> None:
         self._broker = broker
+        self._recorder = recorder
 
     def connected(self, sock: socket.socket) -> None:
         """Serve one connection."""
@@ -123,4 +129,4 @@ class HelperSource:
             log.warning("refused a helper connection of uid %d (pid %d)", who.uid, who.pid)
             sock.close()
             return
-        HelperConnection(sock, self._broker)
+        HelperConnection(sock, self._broker, self._recorder)
