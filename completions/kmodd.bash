@@ -8,6 +8,7 @@ _kmodd_words() {
 _kmodd_live() { _kmodd_words "$(cut -d ' ' -f 1 /proc/modules 2>/dev/null)"; }
 _kmodd_installed() { _kmodd_words "$(sed -n 's/:.*//; s/.*\///; s/\.ko.*//p' "/lib/modules/$(uname -r)/modules.dep" 2>/dev/null | tr - _)"; }
 _kmodd_directory() { compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$cur"); }
+_kmodd_file() { compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); }
 _kmodd_setting() { compopt -o nospace; _kmodd_words "$@"; }
 _kmodd_command() {
     compopt -o filenames
@@ -34,7 +35,7 @@ _kmodd() {
         [[ ${COMP_WORDS[i]} == -* ]] || { command=${COMP_WORDS[i]}; break; }
     done
     case $command in
-    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log lab completion; return ;;
+    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log lab completion modprobe insmod rmmod lsmod modinfo; return ;;
     serve) options=(-h --help --hook --kernel --root) valued=' --kernel --root ' ;;
     request) options=(-h --help --json --timeout --no-wait) valued=' --timeout ' ;;
     remove) options=(-h --help --json --holders) valued='  ' ;;
@@ -46,6 +47,11 @@ _kmodd() {
     log) options=(-h --help --json -f --follow --since --module --name --outcome --uid -n --lines) valued=' --since --module --name --outcome --uid -n --lines ' ;;
     lab) options=(-h --help --kernel --smp --memory --timeout --release --no-serve) valued=' --kernel --smp --memory --timeout --release ' ;;
     completion) options=(-h --help) valued='  ' ;;
+    modprobe) options=() valued='  ' ;;
+    insmod) options=() valued='  ' ;;
+    rmmod) options=() valued='  ' ;;
+    lsmod) options=() valued='  ' ;;
+    modinfo) options=() valued='  ' ;;
     *) return ;;
     esac
     # the arguments of the command that stand before this word
@@ -92,6 +98,10 @@ _kmodd() {
     hook) ((count)) || _kmodd_words on off status ;;
     lab) _kmodd_command ;;
     completion) ((count)) || _kmodd_words bash zsh fish ;;
+    modprobe) _kmodd_installed ;;
+    insmod) _kmodd_file ;;
+    rmmod) _kmodd_live ;;
+    modinfo) _kmodd_installed ;;
     esac
 }
 complete -F _kmodd kmodd

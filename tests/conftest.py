@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 
 @pytest.hookimpl(wrapper=True)
@@ -19,7 +20,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-def pytest_configure() -> None:
+settings.register_profile("repeatable", derandomize=True, database=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("repeatable")
     # A shell starts its background jobs with these ignored, and what we start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from kmodd import __version__
-from kmodd.cli import lsmod
+from kmodd.cli.classic import lsmod
 from support.images import image, real_modules, signed, small_modules, trees
 
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ Done = tuple[int, bytes, bytes]
 
 def ours(tool: str, arguments: list[str]) -> Done:
     """Run one of our tools in this process."""
-    main = importlib.import_module(f"kmodd.cli.{tool}").main
+    main = importlib.import_module(f"kmodd.cli.classic.{tool}").main
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(arguments, tool)
@@ -347,7 +347,9 @@ def made_up(here, library):
 
     def compare(tool: str, *arguments: str, **environment: str) -> Done:
         environment |= {"LD_PRELOAD": str(library), "FAKEROOT": str(here)}
-        code = f"import sys; from kmodd.cli.{tool} import main; sys.exit(main(sys.argv[1:], '{tool}'))"
+        code = (
+            f"import sys; from kmodd.cli.classic.{tool} import main; sys.exit(main(sys.argv[1:], '{tool}'))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             capture_output=True,
@@ -436,7 +438,7 @@ def test_insmod_lets_the_kernel_decompress(made_up, here, library):
     """Not in kmod 30: with Linux 5.17 and /sys/module/compression a compressed file goes as it is."""
     (here / "m.ko.xz").write_bytes(lzma.compress(image([(".modinfo", b"a=b\0")])))
     (here / "sys/module/compression").write_text("xz\n")
-    code = "import sys; from kmodd.cli.insmod import main; sys.exit(main(['m.ko.xz'], 'insmod'))"
+    code = "import sys; from kmodd.cli.classic.insmod import main; sys.exit(main(['m.ko.xz'], 'insmod'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env={
         **os.environ, "LD_PRELOAD": str(library), "FAKEROOT": str(here), "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"finit_module(, 0x4)\n")
@@ -454,7 +456,7 @@ def test_insmod_of_a_damaged_file(made_up, here):
 @pytest.mark.parametrize("tool", ["lsmod", "rmmod", "insmod", "modinfo"])
 def test_nothing_heavy_is_imported(tool):
     code = (
-        f"import sys; before = set(sys.modules); import kmodd.cli.{tool};"
+        f"import sys; before = set(sys.modules); import kmodd.cli.classic.{tool};"
         "print(*sorted({'asyncio', 'dataclasses', 'getopt', 'typing', 'json', 'lzma', 'kmodd.tree.index'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True,

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {"bash": "kmodd.bash", "zsh": "_kmodd", "fish": "kmodd.fish"}
 COMMANDS = {
     "serve", "request", "remove", "list", "resolve", "status", "tune", "hook", "log", "lab", "completion",
+    "modprobe", "insmod", "rmmod", "lsmod", "modinfo",
 }  # fmt: skip
 
 Complete = Callable[[str], set[str]]
@@ -110,7 +111,7 @@ def in_fish(program: str, path: Path, line: str) -> set[str]:
 ZSHRC = r"""
 fpath=($ZDOTDIR/functions $fpath)
 autoload -Uz compinit && compinit -u -D
-PS1= RPS1= LISTMAX=0
+PS1= RPS1= LISTMAX=1000
 zstyle ':completion:*' completer _complete
 compadd() {
     if [[ ${@[1,(i)(-|--)]} == *-[a-zA-Z]#[OAD]\ * ]]; then

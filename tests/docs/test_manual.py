@@ -21,6 +21,7 @@ from kmodd.sources.varlink import KmoddInterface
 ROOT = Path(__file__).resolve().parents[2]
 KMODD = ROOT / "man/kmodd.8"
 TOML = ROOT / "man/kmodd.toml.5"
+TOOLS = ROOT / "man/kmodd-tools.8"
 
 
 def plain(path: Path) -> str:
@@ -52,7 +53,7 @@ def documented(body: str) -> set[str]:
     return {f"-{flag}" for item in items for flag in re.findall(r"Fl (\S+)", item)}
 
 
-@pytest.mark.parametrize("path", [KMODD, TOML], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [KMODD, TOML, TOOLS], ids=lambda path: path.name)
 def test_mandoc_finds_nothing_wrong(path: Path) -> None:
     argv = ["mandoc", "-T", "lint", "-W", "warning", str(path)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
@@ -99,6 +100,12 @@ def test_choices_are_named() -> None:
         for action in made._actions:
             for choice in action.choices or ():
                 assert re.search(rf"\b{re.escape(str(choice))}\b", shown), (name, choice)
+
+
+def test_every_classic_tool_is_named() -> None:
+    synopsis = re.search(r"(?m)^\.Cm (modprobe .*)$", sections(TOOLS)["SYNOPSIS"])
+    assert synopsis
+    assert synopsis[1].split(" | ") == list(parser.TOOLS)
 
 
 def test_outcomes() -> None:

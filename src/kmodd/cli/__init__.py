@@ -10,12 +10,12 @@ from kmodd.errors import KmoddError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `kmodd ARGV`; return its exit status (the table in kmodd(8))."""
+    """Run `kmodd ARGV`; return its exit status: that of the table in kmodd(8), or the classic tool's own."""
     if sys.stdout is None:  # closed by whoever started it: what is printed goes nowhere
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
     try:
         try:
-            status = parser.run(parser.parse(argv))
+            status = _run(sys.argv if argv is None else ["kmodd", *argv])
         finally:
             sys.stdout.flush()
     except KmoddError as err:
@@ -31,6 +31,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kmodd: cannot write the output: {err.strerror}", file=sys.stderr)
         return 1
     return status
+
+
+def _run(words: list[str]) -> int:
+    """Run a command, or the classic tool that kmodd is called by the name of, through a link."""
+    called = os.path.basename(words[0])
+    tool, argv = (called, words[1:]) if called in parser.TOOLS else ("".join(words[1:2]), words[2:])
+    if tool not in parser.TOOLS:
+        return parser.run(parser.parse(words[1:]))
+    from kmodd.cli import classic  # noqa: PLC0415 - no command of ours needs it
+
+    return classic.run(tool, argv)
 
 
 def _give_up_output() -> None:

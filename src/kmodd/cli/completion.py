@@ -77,7 +77,16 @@ def _read(whole: argparse.ArgumentParser) -> tuple[tuple[_Option, ...], list[_Co
     subparsers = next(a for a in _actions(whole) if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001 - no other way
     summaries = {choice.dest: choice.help or "" for choice in subparsers._choices_actions}  # noqa: SLF001 - as above
     commands = [_command(name, summaries[name], made) for name, made in subparsers.choices.items()]
-    return _options("", whole), commands
+    return _options("", whole), [*commands, *_tools()]
+
+
+def _tools() -> Iterator[_Command]:
+    """Yield the classic tools: their options are kmod's, whose own completion knows them."""
+    for name, summary in parser.TOOLS.items():
+        kind = "live" if name == "rmmod" else "installed"
+        label = "FILE" if name == "insmod" else "NAME"
+        value = None if name == "lsmod" else _Value(label, (), "file" if name == "insmod" else kind)
+        yield _Command(name, summary, (), value, many=value is not None)
 
 
 def _actions(of: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -144,6 +153,7 @@ _kmodd_words() {
     yield f'_kmodd_installed() {{ _kmodd_words "$({_INSTALLED.format(_INDEX)})"; }}'
     yield """\
 _kmodd_directory() { compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$cur"); }
+_kmodd_file() { compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); }
 _kmodd_setting() { compopt -o nospace; _kmodd_words "$@"; }
 _kmodd_command() {
     compopt -o filenames
@@ -300,6 +310,8 @@ def _zsh_specs(command: _Command) -> Iterator[str]:
 def _zsh_action(value: _Value) -> str:
     if value.kind == "directory":
         return "_files -/"
+    if value.kind == "file":
+        return "_files"
     if value.kind:
         return " ".join([f"_kmodd_{value.kind}", *value.words])
     return f"({' '.join(value.words)})" if value.words else " "
@@ -367,4 +379,6 @@ def _fish_words(value: _Value) -> str:
         return f"'(__kmodd_{value.kind})'"
     if value.kind == "directory":
         return "'(__fish_complete_directories)'"
+    if value.kind == "file":
+        return "'(__fish_complete_path)'"
     return _quoted(" ".join(value.words))

@@ -134,6 +134,16 @@ COMMANDS: dict[str, tuple[str, str, Fill]] = {
 """For each command what it does, `MODULE:FUNCTION` below kmodd.cli that does it, and its arguments."""
 
 
+TOOLS: dict[str, str] = {
+    "modprobe": "insert or remove modules with what they need",
+    "insmod": "insert the module in a file",
+    "rmmod": "remove modules",
+    "lsmod": "list the modules in the kernel",
+    "modinfo": "show what modules say of themselves",
+}
+"""The classic tools, below kmodd.cli.classic, which take what kmod's take: see kmodd-tools(8)."""
+
+
 def build() -> argparse.ArgumentParser:
     """Return the parser of `kmodd`, with every command."""
     parser = argparse.ArgumentParser(
@@ -141,6 +151,7 @@ def build() -> argparse.ArgumentParser:
         description="The on-demand kernel-module loader.",
         allow_abbrev=False,
         formatter_class=_formatter,
+        epilog=f"The classic tools are commands too, with the options of kmod's: {', '.join(TOOLS)}.",
     )
     parser.add_argument("--version", action="version", version=f"kmodd {__version__}")
     commands = parser.add_subparsers(

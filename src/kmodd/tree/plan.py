@@ -54,7 +54,8 @@ class Step:
     `needed_by`: the module that it is a dependency or soft dependency of; None for the one requested.
     `path` is its file, None where there is none. `parameters`: its options, as `name=value name=value`.
     `required`: whether the target fails with it; soft dependencies are not. `after`: the numbers of the
-    steps of this target, from 0, that must have ended before.
+    steps of this target, from 0, that must have ended before. `named`: it is the target's own module, which
+    is not always the last, nor always asked for first: its soft dependencies may need it.
     """
 
     module: str
@@ -66,6 +67,7 @@ class Step:
     parameters: str
     command: str | None
     after: tuple[int, ...]
+    named: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return it as `kmodd resolve --json` shows it."""
@@ -84,13 +86,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One of the modules that a name stands for, with all that is loaded for it, in order."""
+    """One of the modules that a name stands for, with all that is loaded for it, in order.
+
+    `unpaired`: names of soft dependencies whose brackets do not pair, and that so stand for nothing.
+    """
 
     module: str
     why: str
     verdict: Verdict
     steps: tuple[Step, ...]
     blacklisted_at: str | None = None
+    unpaired: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return it as `kmodd resolve --json` shows it."""
@@ -170,7 +176,9 @@ def target(index: Index, config: Config, live: Container[str], match: Match, rul
         return Target(match.module, why, Verdict.BUILT_IN, ())
     if blacklisted:
         return Target(match.module, why, Verdict.BLACKLISTED, (), str(held))
-    return Target(match.module, why, Verdict.LOAD, _Walk(index, config, live, rules).steps(match))
+    walk = _Walk(index, config, live, rules)
+    steps = walk.steps(match)
+    return Target(match.module, why, Verdict.LOAD, steps, unpaired=tuple(walk.unpaired))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +204,12 @@ class _Walk:
         self._visited: set[tuple[str, ...]] = set()
         self._entries: list[_Entry] = []
         self._number: dict[str, int] = {}
+        self.unpaired: list[str] = []
 
     def steps(self, match: Match) -> tuple[Step, ...]:
-        self._required = {match.module, *self._index.dependencies(match.module)}
+        self._named = match
+        needed = [Match(module, Found.NAME) for module in self._index.dependencies(match.module)]
+        self._required = {self._key(one) for one in (match, *needed)}
         self._probe(match, "requested", None, 0, commands=not self._rules.ignore_commands)
         return tuple(self._step(number, entry) for number, entry in enumerate(self._entries))
 
@@ -212,8 +223,7 @@ class _Walk:
         *,
         commands: bool = True,
     ) -> None:
-        # For kmod what was found by an alias is another module than what was found by its name.
-        key = match.names if self._rules.exact else (match.module,)
+        key = self._key(match)
         if key in self._visited or depth > _DEPTH_MAX:
             return
         self._visited.add(key)
@@ -238,26 +248,36 @@ class _Walk:
         softdeps = self._config.softdeps.find((match.module,))
         if self._rules.exact:
             softdeps = softdeps[:1]
-        any_found = False
-        for line in softdeps:
-            for name in line.pre:
-                for found in self._lookup(name):
-                    any_found = True
-                    why = f"pre softdep of {match.module} ({line.place})"
-                    self._probe(found, why, match.module, depth + 1)
-        post = [(line, found) for line in softdeps for name in line.post for found in self._lookup(name)]
+        # kmod looks all of them up before it goes into any.
+        pre = [(line, found) for line in softdeps for name in line.pre for found in self._noted(name)]
+        post = [(line, found) for line in softdeps for name in line.post for found in self._noted(name)]
+        for line, found in pre:
+            why = f"pre softdep of {match.module} ({line.place})"
+            self._probe(found, why, match.module, depth + 1)
         # kmod: a module with a soft dependency that is there has no install command (kmod issue 446).
-        commands = not (self._rules.exact and (any_found or post))
+        commands = not (self._rules.exact and (pre or post))
         own = self._add(match, reason, parent, tuple(softdeps), behind, commands=commands)
         for line, found in post:
             why = f"post softdep of {match.module} ({line.place})"
             self._probe(found, why, match.module, depth + 1, own)
 
+    def _key(self, match: Match) -> tuple[str, ...]:
+        """Return what tells modules apart: for kmod found by an alias is another one than found by name."""
+        return match.names if self._rules.exact else (match.module,)
+
+    def _noted(self, name: str) -> list[Match]:
+        """Look a soft dependency up, and note where its brackets do not pair."""
+        try:
+            return lookup(self._index, self._config, name)
+        except KmoddError:
+            self.unpaired.append(name)
+            return []
+
     def _lookup(self, name: str) -> list[Match]:
         try:
             return lookup(self._index, self._config, name)
         except KmoddError:
-            return []  # brackets that do not pair: a soft dependency on nothing
+            return []
 
     def _add(
         self,
@@ -274,7 +294,7 @@ class _Walk:
             raise TooLarge(
                 f"more than {_STEPS_MAX} steps for one module: see the softdep lines of modprobe.d"
             )
-        required = match.module in self._required
+        required = self._key(match) in self._required
         self._entries.append(_Entry(match, reason, parent, required, commands, softdeps, behind))
         self._number.setdefault(match.module, number)
         return number
@@ -290,7 +310,8 @@ class _Walk:
         }
         after.add(entry.behind)
         parameters = self._config.parameters_of(names)
-        if entry.needed_by is None and self._rules.parameters:
+        named = self._key(entry.match) == self._key(self._named)
+        if named and self._rules.parameters:
             parameters = f"{parameters} {self._rules.parameters}".strip()
         step = Step(
             module,
@@ -302,6 +323,7 @@ class _Walk:
             parameters,
             None,
             tuple(sorted(item for item in after if item is not None and item < number)),
+            named,
         )
         if module in self._live:
             return replace(step, action=Action.NOTHING)

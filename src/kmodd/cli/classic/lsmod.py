@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from kmodd.cli import classic
+from kmodd.cli.classic import say
 
 _MODULES = "/proc/modules"
 _SYSFS = "/sys/module"
@@ -15,14 +15,14 @@ _UNKNOWN = "-2"
 def main(argv: list[str], prog: str) -> int:
     """Run `lsmod ARGV`; return 0, or 1 where the kernel does not tell."""
     if argv:
-        classic.write_error(f"Usage: {prog}")
+        say.write_error(f"Usage: {prog}")
         return 1
     try:
         text = _read(_MODULES)
     except OSError as err:
-        classic.write_error(f"Error: could not get list of modules: {err.strerror}")
+        say.write_error(f"Error: could not get list of modules: {err.strerror}")
         return 1
-    classic.write(os.fsencode(table(text, _SYSFS)))
+    say.write(os.fsencode(table(text, _SYSFS)))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from kmodd.cli import classic
+from kmodd.cli.classic import getopt, say
 from kmodd.errors import KmoddError
 from kmodd.kernel import modulecalls
 
@@ -28,20 +28,20 @@ _MEANINGS = {
 
 def main(argv: list[str], prog: str) -> int:
     """Run `insmod ARGV`; return 0, or 1 where the module could not be inserted."""
-    messages = classic.Messages(prog)
+    messages = say.Messages(prog)
     force_flags = 0
     words: list[str] = []
-    for letter, _ in classic.options(argv, _SHORT, _LONG, prog, words):
+    for letter, _ in getopt.options(argv, _SHORT, _LONG, prog, words):
         match letter:
             case "f":
                 force_flags = modulecalls.IGNORE_MODVERSIONS | modulecalls.IGNORE_VERMAGIC
             case "p" | "s":
                 pass  # the module-init-tools had them: nothing comes of them, as in kmod
             case "h":
-                classic.write(_USAGE.format(prog=prog).encode())
+                say.write(_USAGE.format(prog=prog).encode())
                 return 0
             case "V":
-                classic.print_version()
+                say.print_version()
                 return 0
             case _:
                 return 1

@@ -1,4 +1,4 @@
-"""How the classic tools take their options and say what is wrong: as getopt_long(3) and kmod do it.
+"""How the classic tools take their options: as getopt_long(3) does, with its messages.
 
 Not argparse: it has other messages and no way to act on `-V` before a wrong option behind it. The standard
 getopt brings gettext, and with it costs a tool half of Python's own start.
@@ -7,12 +7,12 @@ getopt brings gettext, and with it costs a tool half of Python's own start.
 from __future__ import annotations
 
 import os
-import sys
+
+from kmodd.cli.classic.say import write_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO
 
 WRONG = "?"
 """The letter of an option that does not exist, or lacks what it needs: its message is printed already."""
@@ -84,63 +84,3 @@ def _short(text: str, short: str, waiting: list[str]) -> tuple[str, str, str]:
     if rest:
         waiting.append(f"-{rest}")
     return letter, "", ""
-
-
-def print_version() -> None:
-    """Print kmodd's version, and what it was built with, in the two lines that `kmod --version` has."""
-    from importlib.util import find_spec  # noqa: PLC0415
-
-    from kmodd import __version__  # noqa: PLC0415
-
-    have_zstd = False
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            have_zstd = have_zstd or find_spec(name) is not None
-        except ImportError:
-            continue
-    zstd = "+" if have_zstd else "-"
-    print(f"kmodd version {__version__}\n{zstd}ZSTD +XZ +ZLIB -LIBCRYPTO -EXPERIMENTAL")
-
-
-class Messages:
-    """Where a tool's complaints go: to standard error, or with `-s` to the system's log."""
-
-    __slots__ = ("_prog", "_to_syslog")
-
-    def __init__(self, prog: str) -> None:
-        self._prog = prog
-        self._to_syslog = False
-
-    def use_syslog(self) -> None:
-        """Send what comes from now on to syslog(3), as a daemon's."""
-        import syslog  # noqa: PLC0415
-
-        syslog.openlog(self._prog, syslog.LOG_CONS, syslog.LOG_DAEMON)
-        self._to_syslog = True
-
-    def error(self, text: str) -> None:
-        """Say that something has failed."""
-        if not self._to_syslog:
-            write_error(f"{self._prog}: ERROR: {text}")
-            return
-        import syslog  # noqa: PLC0415
-
-        syslog.syslog(syslog.LOG_ERR, f"ERROR: {text}".encode("utf-8", "replace").decode())
-
-
-def write_error(line: str) -> None:
-    """Write a line to standard error, with the bytes that names had on the command line."""
-    _write(sys.stderr, os.fsencode(line) + b"\n")
-
-
-def write(data: bytes) -> None:
-    """Write bytes to standard output."""
-    _write(sys.stdout, data)
-
-
-def _write(stream: IO[str] | None, data: bytes) -> None:
-    if stream is None:  # closed by whoever started the tool
-        return
-    stream.flush()
-    stream.buffer.write(data)  # type: ignore[attr-defined]
-    stream.buffer.flush()  # type: ignore[attr-defined]

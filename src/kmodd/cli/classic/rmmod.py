@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from kmodd.cli import classic
+from kmodd.cli.classic import getopt, say
 from kmodd.errors import KmoddError
 from kmodd.kernel import libc
 
@@ -27,11 +27,11 @@ _LONG = {"force": "f", "syslog": "s", "verbose": "v", "version": "V", "help": "h
 
 def main(argv: list[str], prog: str) -> int:
     """Run `rmmod ARGV`; return 0, or 1 where a module could not be removed."""
-    messages = classic.Messages(prog)
+    messages = say.Messages(prog)
     flags = os.O_NONBLOCK
     syslog = False
     names: list[str] = []
-    for letter, _ in classic.options(argv, _SHORT, _LONG, prog, names):
+    for letter, _ in getopt.options(argv, _SHORT, _LONG, prog, names):
         match letter:
             case "f":
                 flags |= os.O_TRUNC
@@ -40,10 +40,10 @@ def main(argv: list[str], prog: str) -> int:
             case "v":
                 pass  # kmod's messages of its library's insides; there are none here
             case "h":
-                classic.write(_USAGE.format(prog=prog).encode())
+                say.write(_USAGE.format(prog=prog).encode())
                 return 0
             case "V":
-                classic.print_version()
+                say.print_version()
                 return 0
             case _:
                 return 1

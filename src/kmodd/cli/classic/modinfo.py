@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from kmodd.cli import classic
+from kmodd.cli.classic import getopt, say
 from kmodd.errors import KmoddError
 from kmodd.image import compressed, elf
 from kmodd.image.signature import signature
@@ -56,11 +56,11 @@ _ENDINGS = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 def main(argv: list[str], prog: str) -> int:
     """Run `modinfo ARGV`; return 0, or 1 where one of the modules could not be shown."""
-    messages = classic.Messages(prog)
+    messages = say.Messages(prog)
     printer = _Printer(messages)
     release, root, only_names = os.uname().release, "", False
     names: list[str] = []
-    for letter, value in classic.options(argv, _SHORT, _LONG, prog, names):
+    for letter, value in getopt.options(argv, _SHORT, _LONG, prog, names):
         match letter:
             case "F":
                 printer.field = value
@@ -73,12 +73,12 @@ def main(argv: list[str], prog: str) -> int:
             case "b":
                 root = value
             case "h":
-                classic.write(_USAGE.format(prog=prog).encode())
+                say.write(_USAGE.format(prog=prog).encode())
                 return 0
             case "V":
-                classic.print_version()
+                say.print_version()
                 return 0
-            case classic.WRONG:
+            case getopt.WRONG:
                 return 1
             case _:
                 printer.field = _FIELDS[letter]
@@ -90,7 +90,7 @@ def main(argv: list[str], prog: str) -> int:
     return 0 if all(done) else 1
 
 
-def _show(name: str, tree: _Tree, printer: _Printer, messages: classic.Messages, *, only_names: bool) -> bool:
+def _show(name: str, tree: _Tree, printer: _Printer, messages: say.Messages, *, only_names: bool) -> bool:
     """Show the modules that one argument stands for; return whether all went well."""
     if not only_names and _is_module_file(name):
         found: list[Found] = [(_module_name(name), os.path.join(os.getcwd(), name), [])]
@@ -128,7 +128,7 @@ class _Printer:
 
     __slots__ = ("_messages", "end", "field")
 
-    def __init__(self, messages: classic.Messages) -> None:
+    def __init__(self, messages: say.Messages) -> None:
         self._messages = messages
         self.field: str | None = None
         self.end = b"\n"
@@ -136,7 +136,7 @@ class _Printer:
     def show(self, name: str, path: str | None, known: list[tuple[str, str]]) -> bool:
         """Print a module; return whether it could be read."""
         if self.field == "filename":
-            classic.write((os.fsencode(path) if path else b"(builtin)") + self.end)
+            say.write((os.fsencode(path) if path else b"(builtin)") + self.end)
             return True
         out: list[bytes] = []
         if self.field is None:
@@ -152,7 +152,7 @@ class _Printer:
             problem = err.strerror
         except KmoddError as err:
             problem = _reason(err)
-        classic.write(b"".join(line + self.end for line in out))
+        say.write(b"".join(line + self.end for line in out))
         if problem:
             self._messages.error(f"could not get modinfo from '{name}': {problem}")
         return not problem
