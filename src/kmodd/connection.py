@@ -54,8 +54,10 @@ class Reply(Exception):
 class Connection:
     """A connection to the daemon's API."""
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, patience: float | None = None) -> None:
         """Connect to `path`, else to $KMODD_SOCKET, else to /run/kmodd/io.kmodd.
+
+        `patience`: after how many seconds without a word the daemon is taken to be gone; None for never.
 
         Raises:
             Unreachable: nobody is there.
@@ -64,6 +66,7 @@ class Connection:
         self._path = path or os.environ.get("KMODD_SOCKET") or DEFAULT_SOCKET
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._buffer = b""
+        self._sock.settimeout(patience)
         try:
             self._sock.connect(self._path)
         except PermissionError as err:

@@ -20,6 +20,7 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from kmodd import __version__, servicemanager, settings
+from kmodd.broker.autoclean import Autoclean
 from kmodd.broker.broker import Broker
 from kmodd.broker.inprocess import ChosenLoader, InProcessLoader
 from kmodd.broker.installed import Installed
@@ -44,7 +45,7 @@ from kmodd.sources.connections import ApiSource
 from kmodd.sources.helper import HelperSource
 from kmodd.sources.listen import Listener, bind
 from kmodd.sources.strangers import take_no_descriptors
-from kmodd.sources.varlink import KmoddInterface
+from kmodd.sources.varlink import KmoddInterface, Resolve
 from kmodd.tree import keep
 
 log = logging.getLogger("kmodd")
@@ -96,13 +97,16 @@ class Daemon:
             self._kernel = simulated
             loader = simulated_loader = SimulatedLoader(simulated)
             simulated_loader.request_module = self._request_module
+            resolver: Resolve = simulated_loader.resolve
         else:
             self._kernel = LinuxKernel()
             self._installed = Installed(lambda: self._kernel.release, init.enter)
             loads = ModuleLoads(self._kernel, init.enter, self._recorder.next_id)
+            in_process = InProcessLoader(self._settings, self._kernel, self._installed, loads)
+            resolver = in_process.resolve
             loader = ChosenLoader(
                 self._settings,
-                InProcessLoader(self._settings, self._kernel, self._installed, loads),
+                in_process,
                 ModprobeLoader(self._settings, self._kernel, init.enter),
             )
         # In the simulated kernel whoever asks is blocked at once.
@@ -110,7 +114,14 @@ class Daemon:
         self._broker = Broker(loader, self._settings, self._recorder, self._find_blocked, asleep=asleep)
         self._remover = Remover(self._kernel, self._recorder)
         self._interface = KmoddInterface(
-            self._broker, self._remover, self._kernel, self._settings, self._recorder, self.status
+            self._broker,
+            self._remover,
+            Autoclean(self._kernel, self._recorder),
+            resolver,
+            self._kernel,
+            self._settings,
+            self._recorder,
+            self.status,
         )
         self._group_lookup: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None

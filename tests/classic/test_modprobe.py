@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -124,3 +127,108 @@ def test_whatever_it_is_told(
     if inherited:
         environment["MODPROBE_OPTIONS"] = inherited
     same(machine.modprobe([*options, *arguments], live, environment))
+
+
+# What kmod's modprobe does not have
+
+
+def test_k_marks_what_was_inserted_for_autoclean(machine: Machine) -> None:
+    machine.configure({})
+    asked: list[bytes] = []
+
+    def daemon(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            while not asked or not asked[-1].endswith(b"\0"):
+                asked.append(connection.recv(65536))
+            connection.sendall(b'{"parameters": {"marked": []}}\0')
+
+    path = machine.root / "io.kmodd"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        thread = threading.Thread(target=daemon, args=(listening,))
+        thread.start()
+        theirs, ours = machine.modprobe(["-s", "-k", "vfat"], {"fat": {}}, {"KMODD_SOCKET": str(path)})
+        thread.join(10)
+    assert theirs.err == [b"modprobe: invalid option -- 'k'"]
+    assert (ours.status, ours.live) == (0, {"fat": "1", "vfat": "0"})
+    assert json.loads(b"".join(asked)[:-1]) == {
+        "method": "io.kmodd.MarkAutoclean",
+        "parameters": {"names": ["vfat"]},
+    }
+    # Without a daemon it is as if the option were not there.
+    assert machine.modprobe(["-k", "vfat"], {}, {"KMODD_SOCKET": "/nonexistent"})[1].status == 0
+
+
+def test_output_that_cannot_be_written_keeps_no_module_out(machine: Machine) -> None:
+    machine.configure({})
+    _, ours = machine.modprobe(["-v", "vfat"], {}, closed=[1])
+    assert (ours.status, ours.live) == (0, {"fat": "1", "vfat": "0"})
+
+
+def test_the_time_of_w_running_out_is_told(machine: Machine) -> None:
+    machine.configure({})
+    theirs, ours = machine.modprobe(["-r", "-w", "3", "vfat"], {"vfat": {"refs": 1}})
+    assert (theirs.status, theirs.live) == (0, {"vfat": "1"})
+    assert (ours.status, ours.live) == (1, {"vfat": "1"})
+    assert ours.err == [
+        *theirs.err,
+        b"modprobe: ERROR: could not remove 'vfat': Resource temporarily unavailable",
+    ]
+
+
+# What a person writes
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "-h", "-Z", "-h -Z", "-Z -h", "-w", "-w x vfat", "--wait=-5 -r vfat", "--wait", "--bogus", "--re vfat", "--remo vfat",
+     "--resolve fs-vfat", "--show vfat", "--show-d vfat", "--all=x vfat", "--qui nosuch", "-S", "-S none vfat", "-d /none vfat",
+     "-C /none vfat", "-a", "-r", "-r ext4", "-r vfat nosuch", "-ra vfat nosuch", "-r --first-time vfat", "-D ext4", "-D vfat",
+     "--first-time ext4", "-c", "./vfat.ko", "/lib/modules/x.ko", "vfat.ko", "VFAT", "symbol:fat_attach", "a:b", "-R libcrc32c",
+     "dummy a=b c=d", "dummy a= =b", "-vs nosuch", "-sq nosuch", "-qa nosuch vfat", "-nv dm_crypt", "-f dummy", "-- -x"],
+)  # fmt: skip
+def test_a_command_line(machine: Machine, line: str) -> None:
+    machine.configure({})
+    same(machine.modprobe(line.split(), {}))
+
+
+@pytest.mark.parametrize("option", ["--show-modversions", "--dump-modversions", "--show-exports"])
+@pytest.mark.parametrize("name", ["vfat.ko", "fat.ko", "none.ko", "."])
+def test_symbols_of_a_file(machine: Machine, option: str, name: str) -> None:
+    path = tree(UML) / "kernel/fs/fat" / name
+    for options in ([option], ["-q", option]):
+        same(machine.modprobe([*options, str(path)]))
+
+
+def test_without_finit_module_the_image_is_handed_over(machine: Machine) -> None:
+    machine.configure({"a.conf": "options vfat x=1\n"})
+    done = same(machine.modprobe(["vfat"], {}, {"FAKE_NO_FINIT": "yes"}))
+    assert [line.split(b"(")[0] for line in done.err] == [b"init_module", b"init_module"]
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["vfat"], ["-q", "nosuch"]])
+def test_without_a_standard_error_syslog_is_told(machine: Machine, arguments: list[str]) -> None:
+    machine.configure({})
+    same(machine.modprobe(arguments, {}, closed=[2]))
+
+
+@pytest.mark.parametrize(
+    "inherited",
+    ["-q 'a b", "vfat", "-q", '"-q"', "-'q'", "  -q  ", "'' -q", "-C/none -v", '-a "x y"'],
+)
+def test_options_from_the_environment(machine: Machine, inherited: str) -> None:
+    machine.configure({})
+    same(machine.modprobe(["nosuch"], {}, {"MODPROBE_OPTIONS": inherited}))
+
+
+def test_the_configuration_is_shown(machine: Machine) -> None:
+    lines = ["alias a b", "options c d", "install e f g", "remove h i", "softdep j pre: k l post: m", "softdep n post: o",
+             "softdep p q", "blacklist r"]  # fmt: skip
+    machine.configure({"a.conf": "\n".join(lines) + "\n"})
+    machine.command_line("a.b=c modprobe.blacklist=z")
+    shown = same(machine.modprobe(["-c"])).out.decode().splitlines()
+    machine.command_line("")
+    assert {"alias a b", "install e f g", "blacklist r", "blacklist z", "options a b=c"} <= set(shown)
+    assert len(shown) > 1000

@@ -31,7 +31,8 @@ from daemon.daemon_harness import (
 )
 
 METHODS = {
-    "RequestModule", "RemoveModule", "ListModules", "GetStatus", "GetSettings", "SetSetting", "Log",
+    "RequestModule", "RemoveModule", "ListModules", "MarkAutoclean", "Resolve", "GetStatus", "GetSettings", "SetSetting",
+    "Log",
 }  # fmt: skip
 ERRORS = {
     "NotFound", "Denied", "LoadFailed", "RemoveFailed", "TimedOut", "Deadlock", "InvalidName", "InvalidSetting",
@@ -55,6 +56,35 @@ def reference(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 # The reference client
+
+
+def test_resolve_says_what_would_be_loaded_and_loads_nothing(daemon: Daemon) -> None:
+    with daemon.api() as api:
+        plan = api.call("Resolve", name="top")["plan"]
+        assert (plan["name"], plan["modules"]) == ("top", ["dep", "top"])
+        [target] = plan["targets"]
+        assert (target["module"], target["verdict"]) == ("top", "load")
+        assert [(step["module"], step["needed_by"], step["after"]) for step in target["steps"]] == [
+            ("dep", "top", []),
+            ("top", None, [0]),
+        ]
+        assert api.call("ListModules") == {"modules": []}
+        api.call("RequestModule", name="top")
+        assert api.call("Resolve", name="alias-top")["plan"]["targets"][0]["verdict"] == "already-live"
+
+
+def test_marks_hold_for_the_module_that_is_there(daemon: Daemon) -> None:
+    def marked() -> dict[str, bool]:
+        return {module["name"]: module["autoclean"] for module in api.call("ListModules")["modules"]}
+
+    with daemon.api() as api:
+        api.call("RequestModule", name="top")
+        assert api.call("MarkAutoclean", names=["top", "absent"]) == {"marked": ["top"]}
+        assert marked() == {"dep": False, "top": True}
+        api.call("RemoveModule", name="top")
+        api.call("RequestModule", name="top")
+        assert marked() == {"dep": False, "top": False}
+    assert [event["modules"] for event in daemon.events(event="autoclean")] == [["top"]]
 
 
 def test_get_info(daemon: Daemon) -> None:
@@ -107,6 +137,9 @@ def test_methods(daemon: Daemon) -> None:
         ("RequestModule", {"name": "\ud800"}, "InvalidName", {"name", "error", "result"}),
         ("RequestModule", {"name": ""}, "InvalidName", {"name", "error", "result"}),
         ("RemoveModule", {"name": "absent"}, "NotFound", {"name", "error"}),
+        ("Resolve", {"name": "absent"}, "NotFound", {"name", "error"}),
+        ("Resolve", {"name": "a b"}, "InvalidName", {"name", "error"}),
+        ("MarkAutoclean", {"names": ["plain", "-r"]}, "InvalidName", {"name", "error"}),
         ("RemoveModule", {"name": "-r"}, "InvalidName", {"name", "error"}),
         ("RemoveModule", {"name": "dep"}, "RemoveFailed", {"name", "status", "error"}),
         ("SetSetting", {"key": "colour", "value": 1}, "InvalidSetting", {"key", "error"}),

@@ -10,6 +10,7 @@ import errno
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.installed import Installed
@@ -58,6 +59,16 @@ class InProcessLoader:
     def running(self) -> list[RunningLoad]:
         """Return the loads of modules in progress."""
         return self._loads.running()
+
+    async def resolve(self, name: str) -> dict[str, Any]:
+        """Return what a load of `name` would do, as `kmodd resolve --json` shows it.
+
+        Raises:
+            KmoddError: the modules are not installed, or the name's brackets do not pair.
+        """
+        snapshot = await self._installed.current()
+        plan = resolve(snapshot.index, snapshot.config, Live(self._kernel), name)
+        return {"release": snapshot.index.release, **plan.as_json()}
 
     async def load(self, name: str, progress: Progress) -> Report:
         """Load every module that `name` stands for, in modprobe's order; the last one's status counts."""

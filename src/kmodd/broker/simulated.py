@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress, Report
@@ -13,6 +14,9 @@ from kmodd.errors import errno_words
 from kmodd.kernel.interface import BlockedTask, Wait
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import Outcome
+from kmodd.names import normalise
+from kmodd.tree.lookup import Found
+from kmodd.tree.plan import Action, Plan, Step, Target, Verdict
 
 _PID_MAX = 1 << 22
 """The highest pid that Linux gives (PID_MAX_LIMIT): the sessions of real peers are below it."""
@@ -56,6 +60,41 @@ class SimulatedLoader:
         if loaded:
             return Report(Outcome.LOADED, 0, tuple(loaded))
         return Report(Outcome.BUILT_IN if builtin else Outcome.ALREADY_LIVE, 0)
+
+    async def resolve(self, name: str) -> dict[str, Any]:
+        """Return what a load of `name` would do, as `kmodd resolve --json` shows it."""
+        kernel = self._kernel
+        targets = []
+        for module in kernel.resolve(name):
+            why, verdict = Found.NAME if module == normalise(name) else Found.ALIAS, Verdict.LOAD
+            if kernel.is_live(module):
+                verdict = Verdict.LIVE
+            elif kernel.installed[module].builtin:
+                verdict = Verdict.BUILT_IN
+            steps = self._steps(module) if verdict is Verdict.LOAD else ()
+            targets.append(Target(module, why.value, verdict, steps))
+        return {"release": kernel.release, **Plan(name, tuple(targets)).as_json()}
+
+    def _steps(self, target: str) -> tuple[Step, ...]:
+        order = self._kernel.closure(target)
+        steps = []
+        for module in order:
+            installed = self._kernel.installed.get(module)
+            needs = self._needs(module)
+            needed_by = next((other for other in order if module in self._needs(other)), None)
+            action = Action.NOTHING if self._kernel.is_live(module) else Action.INSERT
+            if installed is not None and installed.builtin:
+                action = Action.BUILT_IN
+            reason = "requested" if module == target else f"dependency of {needed_by}"
+            after = tuple(sorted(order.index(other) for other in needs if other in order))
+            steps.append(
+                Step(module, action, reason, needed_by, True, None, "", None, after, module == target)
+            )
+        return tuple(steps)
+
+    def _needs(self, module: str) -> tuple[str, ...]:
+        installed = self._kernel.installed.get(module)
+        return installed.depends if installed is not None else ()
 
     def running(self) -> list[RunningLoad]:
         """None: a load of a name waits for modules in the session that it is known by."""

@@ -28,7 +28,7 @@ def resolve(arguments: Namespace) -> int:
     for name in wanted:
         plan = make_plan(index, config, live, name, rules)
         if arguments.json:
-            print(json.dumps({"release": index.release, "modules": _loads(plan), **plan.as_json()}))
+            print(json.dumps({"release": index.release, **plan.as_json()}))
         elif plan.targets:
             print("\n".join(_lines(plan)))
         if not plan.targets:
@@ -91,17 +91,6 @@ def _only(root: str, running: str) -> str:
 
 
 # What is shown
-
-
-def _loads(plan: Plan) -> list[str]:
-    """Return the modules that would be loaded, in order, each once."""
-    inserted = [
-        step.module
-        for target in plan.targets
-        for step in target.steps
-        if step.action in {Action.INSERT, Action.RUN}
-    ]
-    return list(dict.fromkeys(inserted))
 
 
 def _lines(plan: Plan) -> list[str]:

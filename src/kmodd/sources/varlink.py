@@ -6,18 +6,20 @@ No `from __future__ import annotations` here: asyncvarlink reads the annotations
 import asyncio
 import contextvars
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypedDict
 
 from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
+from kmodd.broker.autoclean import Autoclean
 from kmodd.broker.broker import Broker, Ticket
 from kmodd.broker.removal import Remover
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KernelError, KmoddError, SettingsError
 from kmodd.kernel.interface import Kernel
 from kmodd.model import Event, Outcome, Result, Source, timestamp
+from kmodd.names import check, escape
 from kmodd.record.recorder import Recorder
 from kmodd.record.select import Selection, newest
 from kmodd.settings import SETTINGS, Settings
@@ -26,6 +28,9 @@ from kmodd.sources.peer import Peer
 
 current_peer: contextvars.ContextVar[Peer] = contextvars.ContextVar("current_peer")
 """Who has made the call that is being served."""
+
+Resolve = Callable[[str], Awaitable[dict[str, Any]]]
+"""From a name to the object that `kmodd resolve --json` prints."""
 
 _FOLLOW_MAX = 10_000
 
@@ -181,6 +186,8 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         self,
         broker: Broker,
         remover: Remover,
+        autoclean: Autoclean,
+        resolve: Resolve,
         kernel: Kernel,
         settings: Settings,
         recorder: Recorder,
@@ -188,6 +195,8 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
     ) -> None:
         self._broker = broker
         self._remover = remover
+        self._autoclean = autoclean
+        self._resolve = resolve
         self._kernel = kernel
         self._settings = settings
         self._recorder = recorder
@@ -259,6 +268,7 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
     async def ListModules(self) -> list[ModuleInfo]:  # noqa: N802 - varlink's spelling
         """Return the modules in the kernel, the one that came first first."""
         live, brought_in_by = await self._remover.live()
+        marked = await self._autoclean.marked()
         return [
             {
                 "name": module.name,
@@ -268,11 +278,37 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
                 "state": module.state.value,
                 "permanent": module.permanent,
                 "brought_in_by": brought_in_by.get(module.name),
-                "autoclean": False,
+                "autoclean": module.name in marked,
                 "idle_since": None,
             }
             for module in live.values()
         ]
+
+    @varlinkmethod(return_parameter="marked")
+    async def MarkAutoclean(self, *, names: list[str]) -> list[str]:  # noqa: N802 - varlink's spelling
+        """Mark modules for autoclean, as `modprobe -k` does; return those that are in the kernel."""
+        _need_root("mark modules")
+        try:
+            return await self._autoclean.mark(names)
+        except InvalidNameError as err:
+            raise InvalidName(name="", error=str(err), result=None) from err
+
+    @varlinkmethod(return_parameter="plan", allow_foreign=True)
+    async def Resolve(self, *, name: str) -> Any:  # noqa: N802 - varlink's spelling
+        """Return what a request for a name would load, in order, and why; nothing is loaded."""
+        try:
+            plain = check(name.encode("utf-8", errors="surrogatepass"))
+            plan = await self._resolve(plain)
+        except InvalidNameError as err:
+            raise InvalidName(
+                name=escape(name.encode("utf-8", "replace")), error=str(err), result=None
+            ) from err
+        except KmoddError as err:
+            raise LoadFailed(name=name, status=-errno.ENOENT, error=str(err), result=None) from err
+        if not plan["targets"]:
+            error = f"no module of the name or alias {plain} is installed for {plan['release']}"
+            raise NotFound(name=plain, error=error, result=None)
+        return plan
 
     @varlinkmethod(return_parameter="status", allow_foreign=True)
     def GetStatus(self) -> Any:  # noqa: N802 - varlink's spelling

@@ -125,9 +125,20 @@ class Plan:
                 seen.setdefault(step.module)
         return iter(seen)
 
+    def loads(self) -> list[str]:
+        """Return the modules that would be loaded, in order, each once."""
+        steps = [step for target in self.targets for step in target.steps]
+        return list(
+            dict.fromkeys(step.module for step in steps if step.action in {Action.INSERT, Action.RUN})
+        )
+
     def as_json(self) -> dict[str, Any]:
-        """Return it as `kmodd resolve --json` shows it."""
-        return {"name": self.name, "targets": [target.as_json() for target in self.targets]}
+        """Return it as `kmodd resolve --json` shows it; `modules`: what would be loaded, in order."""
+        return {
+            "modules": self.loads(),
+            "name": self.name,
+            "targets": [target.as_json() for target in self.targets],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +339,9 @@ class _Walk:
         if module in self._live:
             return replace(step, action=Action.NOTHING)
         install = self._config.install.find((module,)) if entry.commands else []
+        if entry.match.found is Found.COMMAND:
+            # What only a command stands for has its own one, whatever pattern comes before.
+            install = [line for line in install if line.pattern == module] or install
         if self._index.is_builtin(module) and step.path is None and not (install and self._rules.show_all):
             return replace(step, action=Action.BUILT_IN)
         return replace(step, action=Action.RUN, command=install[0].command) if install else step

@@ -47,6 +47,8 @@ class Inserter:
         self._dry_run = bool(letters & {"D", "n"})
         self._ignore_loaded = "D" in letters
         self._live: Container[str] = () if self._ignore_loaded else LiveModules()
+        self.inserted: list[str] = []
+        """The modules that the kernel took."""
         self._rules = Rules(exact=True, blacklist_names="b" in letters, ignore_commands="i" in letters)
 
     def insert(self, name: str, parameters: str) -> bool:
@@ -128,6 +130,7 @@ class Inserter:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         else:
             modulecalls.load_image(step.path, os.fsencode(options), force_flags=self._settings.force_flags)
+            self.inserted.append(step.module)
 
     def _show(self, step: Step, options: str) -> None:
         if step.command is not None:

@@ -184,5 +184,11 @@ def _run(settings: Settings, words: list[str], messages: Messages) -> bool:
         return all([remover.remove(name) for name in words])  # noqa: C419 - each has its turn
     inserter = Inserter(settings, messages, tree, config, directory)
     if "a" in letters:
-        return all([inserter.insert(name, "") for name in words])  # noqa: C419 - each has its turn
-    return inserter.insert(words[0], _parameters(words[1:]))
+        done = all([inserter.insert(name, "") for name in words])  # noqa: C419 - each has its turn
+    else:
+        done = inserter.insert(words[0], _parameters(words[1:]))
+    if "k" in letters and inserter.inserted:
+        from kmodd.cli.classic.mark import mark  # noqa: PLC0415 - sockets, for nothing else
+
+        mark(inserter.inserted)
+    return done

@@ -73,7 +73,7 @@ class Remover:
         command: str | None = None
         if not self._ignore_commands:
             softdep = self._softdep(module)
-            command = next((line.command for line in self._config.remove.find((module,))), None)
+            command = self._command_for(match)
         looks = command is None and not self._ignore_loaded
         if looks and self._tree.is_builtin(module):
             if not ignore_builtin:
@@ -127,6 +127,14 @@ class Remover:
             self._messages.error(f"could not open '{directory}': {err.strerror}")
             names = []
         return all(self._module(Match(name, Found.NAME), ignore_builtin=True) for name in reversed(names))
+
+    def _command_for(self, match: Match) -> str | None:
+        """Return the `remove` command of a module: the first that matches, or what it was found by."""
+        lines, module = self._config.remove.find((match.module,)), match.module
+        own = []
+        if match.found is Found.COMMAND and all(one.pattern != module for one in self._config.install.items):
+            own = [line for line in lines if line.pattern == module]
+        return next((line.command for line in own or lines), None)
 
     def _command(self, module: str, command: str) -> bool:
         if self._settings.verbose:
