@@ -73,3 +73,9 @@ def test_all_at_once_gives_the_same(guest: Guest, one_by_one: dict[str, Any]) ->
     assert found["failed"] == one_by_one["failed"]
     assert found["live"] == one_by_one["live"]
     assert found["parameters"] == one_by_one["parameters"]
+
+
+def test_lsmod_shows_the_same(guest: Guest, one_by_one: dict[str, Any]) -> None:
+    theirs, ours = guest.run("/sbin/lsmod"), guest.run("kmodd", "lsmod")
+    assert ours.stdout == theirs.stdout
+    assert len(ours.stdout.splitlines()) == len(one_by_one["live"]) + 1
