@@ -38,6 +38,7 @@ from kmodd.kernel.interface import BlockedTask, Kernel
 from kmodd.kernel.linux import LinuxKernel
 from kmodd.kernel.simulated import SimulatedKernel, installed_below
 from kmodd.model import Source
+from kmodd.record.journal import Journal, seconds
 from kmodd.record.recorder import Recorder
 from kmodd.record.systemlog import EventLog
 from kmodd.sources import connections, helper, peer
@@ -53,6 +54,8 @@ log = logging.getLogger("kmodd")
 _STACK = 512 * 1024
 _GROUP_PATIENCE = 1.0
 """Seconds that a start waits for a directory service to tell the group; later its answer still counts."""
+_JOURNAL_PATIENCE = 1.0
+"""Seconds that a start waits for the journal: whoever else has it open keeps no machine from loading."""
 _URL = "https://kmodd.invalid/"
 
 
@@ -83,6 +86,11 @@ class Daemon:
         self._options = options
         self._settings = settings.Settings(settings.load(options.root))
         self._recorder = Recorder()
+        self._journal = Journal(
+            os.path.join(options.root, "var/lib/kmodd/journal.db"),
+            lambda: seconds(self._settings.journal_keep),
+            in_own_thread,
+        )
         self._run_dir = os.path.join(options.root, "run/kmodd")
         self._hook = Hook(self._run_dir, options.helper)
         self._hooked = False
@@ -118,9 +126,9 @@ class Daemon:
             self._remover,
             Autoclean(self._kernel, self._recorder),
             resolver,
-            self._kernel,
             self._settings,
             self._recorder,
+            self._journal,
             self.status,
         )
         self._group_lookup: asyncio.Task[None] | None = None
@@ -138,7 +146,12 @@ class Daemon:
         self._make_run_dir()
         loop = asyncio.get_running_loop()
         self._recorder.subscribe(EventLog(loop.time))
+        self._recorder.subscribe(self._journal.note)
         self._settings.subscribe(self._setting_changed)
+        opening = loop.create_task(self._journal.open())
+        await asyncio.wait([opening], timeout=_JOURNAL_PATIENCE)
+        if opening.done():
+            self._recorder.go_on_from(opening.result())
         api = ApiSource(self._registry())
         self._look_up_group()
         assert self._group_lookup is not None
@@ -191,6 +204,7 @@ class Daemon:
         # The loop's end puts the signals' default actions back: another one must not kill what ends in order.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         self._recorder.add("daemon", {"action": "stop", "version": __version__, "pid": os.getpid()})
+        await self._journal.close(_JOURNAL_PATIENCE)
         await asyncio.sleep(0)  # the answers that have just been given go out
         api.close()
         await asyncio.sleep(0)
@@ -363,6 +377,12 @@ class Daemon:
             },
             "loads": {"total": broker.loads_total, "running": broker.loads_running},
             "events": self._recorder.recorded,
+            "journal": {
+                "path": self._journal.path,
+                "problem": self._journal.problem,
+                "waiting": self._journal.waiting,
+                "lost": self._journal.lost,
+            },
             "threads": len(os.listdir("/proc/self/task")),
             "settings": self._settings.as_dict(),
         }

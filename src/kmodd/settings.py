@@ -131,7 +131,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "journal_keep",
             "30d",
-            "How long events stay in the journal. This version keeps them in memory only.",
+            "How long events stay in the journal, a whole number and a unit: s, m, h, d or w.",
             _age,
         ),
         Setting(
@@ -339,6 +339,11 @@ class Settings:
     def fallback(self) -> str:
         """`modprobe` or `deny`."""
         return str(self._values["fallback"])
+
+    @property
+    def journal_keep(self) -> str:
+        """How long events stay in the journal, a number and a unit."""
+        return str(self._values["journal_keep"])
 
     def _number(self, key: str) -> float:
         value = self._values[key]

@@ -441,13 +441,13 @@ class Daemon:
         return int(self.proc("VmRSS").split()[0]) * 1024
 
     def descriptors(self) -> list[str]:
-        """Return what its open files are."""
+        """Return what its open files are, but for the journal's, which it opens when it has to write."""
         folder = f"/proc/{self.pid}/fd"
         found = []
         for fd in os.listdir(folder):
             with contextlib.suppress(FileNotFoundError):
                 found.append(os.readlink(f"{folder}/{fd}"))
-        return found
+        return [file for file in found if "/journal.db" not in file]
 
     def children(self) -> list[int]:
         """Return its child processes."""

@@ -118,7 +118,7 @@ def test_request_times_out_and_the_load_goes_on(daemon: Daemon) -> None:
 
 def test_request_deadlock(make: Callable[..., Daemon]) -> None:
     """A program that a load runs asks for what that load loads; here every client is such a program."""
-    daemon = make().start(prelude="import kmodd.sources.peer as p; p.session = lambda who: 1")
+    daemon = make().start(prelude="import kmodd.sources.peer as p; p.session = lambda who: (1 << 22) + 1")
     with daemon.helper(b"long") as helper:
         assert helper.packet() == b"a"
         done = daemon.kmodd("request", "--json", "long")
@@ -278,7 +278,7 @@ def test_status(daemon: Daemon) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     (state,) = lines(done)
     assert set(state) == {
-        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "requests", "loads", "events", "threads", "settings",
+        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "requests", "loads", "events", "journal", "threads", "settings",
     }  # fmt: skip
     assert (state["pid"], state["state"]) == (daemon.pid, "running")
     assert state["kernel"]["type"] == "simulated"
@@ -290,7 +290,9 @@ def test_status(daemon: Daemon) -> None:
     }
     assert state["loads"] == {"total": 4, "running": 1}
     assert set(state["settings"]) == SETTINGS
-    assert state["threads"] == 1
+    assert state["journal"]["path"].endswith("/var/lib/kmodd/journal.db")
+    assert (state["journal"]["problem"], state["journal"]["lost"]) == (None, 0)
+    assert state["threads"] <= 2  # the journal's
     words = daemon.kmodd("status")
     assert words.returncode == 0
     assert f"pid {daemon.pid}" in words.stdout

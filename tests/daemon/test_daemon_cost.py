@@ -198,7 +198,8 @@ def test_s16_soak_of_connections(daemon: Daemon) -> None:
 
 
 def steady(daemon: Daemon) -> int:
-    """Return the number of its sleeps once it sleeps."""
+    """Return the number of its sleeps once it sleeps and all events are in the journal."""
+    wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "its events are written")
     seen = [-1]
 
     def same() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -576,3 +577,48 @@ def test_runs_under_setpriv_as_somebody_else(make: Callable[..., Daemon]) -> Non
         ["stat", "-c", "%u", str(daemon.api_path)], capture_output=True, text=True, check=True
     )
     assert other.stdout.strip() == "65534"
+
+
+# The journal
+
+
+def test_what_happened_is_known_after_a_restart(daemon: Daemon) -> None:
+    daemon.kmodd("request", "top", "absent")
+    before = daemon.events()
+    daemon.stop()
+    daemon.start()
+    after = daemon.events()
+    assert after[: len(before)] == before
+    assert [event["event"] for event in after[len(before) :]] == ["daemon", "daemon"]
+    assert [event["action"] for event in after[len(before) :]] == ["stop", "start"]
+    daemon.kmodd("request", "plain")
+    numbers = [event["id"] for event in daemon.events()]
+    assert len(numbers) == len(set(numbers)), "a number is an event's for good"
+    newest = daemon.kmodd("log", "--json", "-n", "1").stdout
+    assert json.loads(newest)["name"] == "plain"
+
+
+def test_a_daemon_that_is_killed_loses_only_what_was_not_written(daemon: Daemon) -> None:
+    daemon.kmodd("request", "top", "absent")
+    wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "it is written")
+    before = daemon.events()
+    daemon.send_signal(signal.SIGKILL)
+    daemon.wait()
+    daemon.start()
+    assert daemon.events()[: len(before)] == before
+
+
+def test_a_journal_that_cannot_be_written_keeps_nobody_waiting(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    place = daemon.root / "var/lib/kmodd"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+    daemon.start()
+    assert daemon.kmodd("request", "top").returncode == 0
+    status = daemon.status()["journal"]
+    assert status["problem"] == f"cannot write {place}/journal.db: File exists"
+    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
+    # An administrator mends it, and what waited is written.
+    place.unlink()
+    wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "it is written")
+    assert daemon.status()["journal"]["problem"] is None

@@ -135,10 +135,18 @@ def status(arguments: Namespace) -> int:
         *_tree_rows(state["tree"]),
         ["requests", f"{requests['total']} ({outcomes or 'none yet'}), {requests['waiting']} waiting"],
         ["loads", f"{loads['total']}, {loads['running']} running"],
+        ["journal", _journal_words(state["journal"])],
         *(["setting", f"{key} = {json.dumps(value)}"] for key, value in state["settings"].items()),
     ]
     print(show.table(rows))
     return 0
+
+
+def _journal_words(journal: dict[str, Any]) -> str:
+    words = [journal["path"], journal["problem"]]
+    if journal["lost"]:
+        words.append(f"{journal['lost']} events lost")
+    return ", ".join(word for word in words if word)
 
 
 def _tree_rows(tree: dict[str, Any] | None) -> list[list[str]]:

@@ -33,6 +33,10 @@ class Recorder:
         self._now = now
         self.recorded = 0
 
+    def go_on_from(self, number: int) -> None:
+        """Number events from the one behind `number` on: those of an earlier daemon have the others."""
+        self._ids = itertools.count(number + 1)
+
     def next_id(self) -> int:
         """Return a number that no other event has."""
         return next(self._ids)

@@ -17,11 +17,11 @@ from kmodd.broker.broker import Broker, Ticket
 from kmodd.broker.removal import Remover
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KernelError, KmoddError, SettingsError
-from kmodd.kernel.interface import Kernel
 from kmodd.model import Event, Outcome, Result, Source, timestamp
 from kmodd.names import check, escape
+from kmodd.record.journal import Journal
 from kmodd.record.recorder import Recorder
-from kmodd.record.select import Selection, newest
+from kmodd.record.select import Selection
 from kmodd.settings import SETTINGS, Settings
 from kmodd.sources import peer
 from kmodd.sources.peer import Peer
@@ -188,18 +188,18 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         remover: Remover,
         autoclean: Autoclean,
         resolve: Resolve,
-        kernel: Kernel,
         settings: Settings,
         recorder: Recorder,
+        journal: Journal,
         status: Callable[[], dict[str, Any]],
     ) -> None:
         self._broker = broker
         self._remover = remover
         self._autoclean = autoclean
         self._resolve = resolve
-        self._kernel = kernel
         self._settings = settings
         self._recorder = recorder
+        self._journal = journal
         self._status = status
         self.readers: int | None = None
         """The group whose members may see who asked for what, as root may; None for no group."""
@@ -369,10 +369,12 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
             if selection.matches(event) and not queue.full():
                 queue.put_nowait(event)
 
+        # Both at once: no event is in neither, or in both.
+        history = self._journal.history(selection, None if count is None else max(0, count))
         stop = self._recorder.subscribe(tell) if follow else None
         try:
-            for event in newest(self._recorder.events(), selection, count):
-                yield event.as_json()
+            async for data in history.events():
+                yield data
             while follow:
                 yield (await queue.get()).as_json()
         finally:

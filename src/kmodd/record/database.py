@@ -1,0 +1,261 @@
+"""The journal's file: events in SQLite, written in batches, read in pages; every call here blocks.
+
+Write-ahead logging (sqlite.org/wal.html) with synchronous=NORMAL: what is committed survives the daemon,
+however it ends; a power failure may cost the last batches, and never the file. A file that is no database,
+or a damaged one, is put aside, and a new one begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from kmodd.errors import KmoddError
+from kmodd.model import Event
+from kmodd.record.select import Selection
+
+EVENTS_MAX = 1_000_000
+"""Events that are kept at the most, however young: about 700 MB."""
+
+_BUSY = 1.0
+"""Seconds that a call waits for somebody else's lock on the file."""
+_PAGE = 500
+_FORWARD = """
+    SELECT seq, data FROM events
+    WHERE time >= :since AND (:uid IS NULL OR uid = :uid) AND seq > :seq ORDER BY seq LIMIT :page
+"""
+_BACKWARD = """
+    SELECT seq, data FROM events
+    WHERE time >= :since AND (:uid IS NULL OR uid = :uid) AND seq < :seq ORDER BY seq DESC LIMIT :page
+"""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY,
+        id INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        event TEXT NOT NULL,
+        outcome TEXT,
+        uid INTEGER,
+        data TEXT NOT NULL
+    );
+    CREATE INDEX events_time ON events (time);
+    """,
+)
+"""What brings the file from each version to the next; the version is SQLite's user_version."""
+
+
+class NewerJournal(KmoddError):
+    """The file was written by a later version of kmodd, and is left alone."""
+
+
+class Database:
+    """One file. Calls may come from any thread, one at a time for each object."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+
+    def append(self, events: Sequence[Event], *, keep: float | None) -> int:
+        """Write events, all or none, and return the place of the last one.
+
+        Those older than `keep` seconds are dropped; None for none.
+
+        Raises:
+            sqlite3.Error, OSError: nothing was written; another time it may be possible.
+            NewerJournal: it never will.
+        """
+        try:
+            connection = self._open()
+            with connection:  # one transaction
+                connection.executemany(
+                    "INSERT INTO events (id, time, event, outcome, uid, data) VALUES (?, ?, ?, ?, ?, ?)",
+                    map(_row, events),
+                )
+                if keep is not None:
+                    self._expire(connection, keep)
+                return _last(connection)[1]
+        except sqlite3.Error as err:
+            self.close()
+            if _is_damage(err):
+                self._put_aside()
+            raise
+
+    def last(self) -> tuple[int, int]:
+        """Return the highest number that an event has, and the place of the last event; 0 for none.
+
+        Raises:
+            sqlite3.Error, OSError, NewerJournal: as `append`.
+        """
+        try:
+            return _last(self._open())
+        except sqlite3.Error as err:
+            self.close()
+            if _is_damage(err):
+                self._put_aside()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file; the next call opens it again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and self._identity() != self._file:
+            # Removed, or hidden by a file system that was mounted since, as /var is while a machine boots.
+            self.close()
+        if self._connection is None:
+            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            # Who asked for what is not for everybody; SQLite gives its other files the same mode.
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            connection = sqlite3.connect(self._path, timeout=_BUSY, check_same_thread=False)
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                _migrate(connection, self._path)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._file = connection, self._identity()
+        return self._connection
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            info = os.stat(self._path)
+        except OSError:
+            return None
+        return info.st_dev, info.st_ino
+
+    @staticmethod
+    def _expire(connection: sqlite3.Connection, keep: float) -> None:
+        oldest = _microseconds(datetime.now(UTC)) - int(keep * 1_000_000)
+        connection.execute("DELETE FROM events WHERE time < ?", (oldest,))
+        (newest,) = connection.execute("SELECT max(seq) FROM events").fetchone()
+        if newest is not None:
+            connection.execute("DELETE FROM events WHERE seq <= ?", (newest - EVENTS_MAX,))
+
+    def _put_aside(self) -> None:
+        """Rename a damaged file, and remove what belongs to it; the last damaged one is kept."""
+        with contextlib.suppress(OSError):
+            os.replace(self._path, f"{self._path}.damaged")
+        for belonging in ("-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path + belonging)
+
+
+class Reader:
+    """The events of a file that somebody wants, oldest first, in pages.
+
+    Each page is read by a connection of its own: nothing stays open while nobody asks for the next one.
+    """
+
+    def __init__(self, path: str, until: int, selection: Selection, count: int | None) -> None:
+        """`until`: the place of the last event that is looked at. `count`: of all that match the newest."""
+        self._uri = f"file:{quote(path)}?mode=ro"
+        self._selection = selection
+        self._until = until
+        self._count = count
+        self._after: int | None = None
+
+    def page(self) -> list[dict[str, Any]]:
+        """Return the next events, as JSON objects; empty after the last.
+
+        Raises:
+            sqlite3.Error: the file cannot be read, or is locked for too long.
+        """
+        connection = sqlite3.connect(self._uri, uri=True, timeout=_BUSY)
+        with contextlib.closing(connection):
+            if self._after is None:
+                self._after = 0 if self._count is None else self._start_of_newest(connection, self._count)
+            while True:
+                rows = self._rows(connection, _FORWARD, self._after)
+                if not rows or rows[0][0] > self._until:
+                    return []
+                self._after = rows[-1][0]
+                if found := [data for seq, data in self._wanted(rows) if seq <= self._until]:
+                    return found
+
+    def _start_of_newest(self, connection: sqlite3.Connection, count: int) -> int:
+        """Return the number before the `count` newest that match."""
+        before, left, oldest = self._until + 1, count, self._until + 1
+        while left > 0:
+            rows = self._rows(connection, _BACKWARD, before)
+            if not rows:
+                break
+            before = rows[-1][0]
+            matching = [seq for seq, _data in self._wanted(rows)][:left]
+            left -= len(matching)
+            oldest = matching[-1] if matching else oldest
+        return oldest - 1
+
+    def _rows(self, connection: sqlite3.Connection, query: str, seq: int) -> list[tuple[int, str]]:
+        since = 0 if self._selection.since is None else _microseconds(self._selection.since)
+        uid = self._selection.uid
+        if uid is not None and not 0 <= uid < 1 << 32:
+            uid = -1  # nobody's, and SQLite takes no number beyond 64 bits
+        values = {"since": since, "uid": uid, "seq": seq, "page": _PAGE}
+        return connection.execute(query, values).fetchall()
+
+    def _wanted(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for seq, text in rows:
+            data = json.loads(text)
+            if self._selection.matches(_event(data)):
+                yield seq, data
+
+
+def _last(connection: sqlite3.Connection) -> tuple[int, int]:
+    number, place = connection.execute("SELECT max(id), max(seq) FROM events").fetchone()
+    return int(number or 0), int(place or 0)
+
+
+def _row(event: Event) -> tuple[int, int, str, str | None, int | None, str]:
+    fields = event.fields
+    requester = fields.get("requester") or {}
+    return (
+        event.id,
+        _microseconds(event.time),
+        event.event,
+        fields.get("outcome"),
+        requester.get("uid"),
+        json.dumps(event.as_json()),
+    )
+
+
+def _event(data: dict[str, Any]) -> Event:
+    fields = {key: value for key, value in data.items() if key not in {"id", "time", "event"}}
+    return Event(data["id"], datetime.fromisoformat(data["time"]), data["event"], fields)
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(_MIGRATIONS):
+        raise NewerJournal(
+            f"{path} was written by a later version of kmodd (its version is {version}, this one knows "
+            f"{len(_MIGRATIONS)}): nothing is written to it"
+        )
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        # All of one step or nothing of it: executescript() commits what was before, and no more.
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number:d}; COMMIT;")
+
+
+def _is_damage(err: sqlite3.Error) -> bool:
+    """Whether the file itself is wrong, not the disk full or the file locked (sqlite.org/rescode.html)."""
+    return getattr(err, "sqlite_errorname", "").split("_")[:2] in (
+        ["SQLITE", "CORRUPT"],
+        ["SQLITE", "NOTADB"],
+    )

@@ -1,0 +1,169 @@
+"""The journal: every event on disk, written behind the daemon's back and never in its way.
+
+Events wait in memory for a moment, so that many are one write. A disk that is full, a file that is locked or
+damaged costs nothing but the events that no longer fit in memory, and is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections import deque
+from collections.abc import Awaitable, Callable
+from itertools import islice
+
+from kmodd.errors import KmoddError
+from kmodd.model import Event
+from kmodd.record.database import Database, NewerJournal
+from kmodd.record.history import History
+from kmodd.record.select import Selection
+
+log = logging.getLogger(__name__)
+
+InThread = Callable[[str, Callable[[], None]], Awaitable[None]]
+"""Runs blocking work in a thread of its own."""
+
+DELAY = 0.25
+"""Seconds that an event waits for others to be written with it: what a daemon that is killed loses."""
+WAITING_MAX = 10_000
+"""Events that wait while nothing can be written; the recorder has the same ones in memory, and as many."""
+_BATCH = 2_000
+_RETRIES = (1.0, 2.0, 5.0, 15.0, 60.0)
+_EXPIRE_EVERY = 600.0
+
+
+class Journal:
+    """Writes each event that it is told of. All calls on the event loop."""
+
+    def __init__(self, path: str, keep: Callable[[], float], in_thread: InThread) -> None:
+        """`keep`: how old an event may become, in seconds, asked for each time."""
+        self.path = path
+        self._keep = keep
+        self._in_thread = in_thread
+        self._database = Database(path)
+        self._waiting: deque[Event] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._until = 0
+        self._expired = float("-inf")
+        self._closed = False
+        self.problem: str | None = None
+        """Why nothing is written at the moment, in a sentence; None where all is well."""
+        self.lost = 0
+        """How many events were dropped since the start."""
+
+    async def open(self) -> int:
+        """Open the file; return the highest number of an event of an earlier daemon, 0 for none.
+
+        Where it cannot be opened that is `problem`, and it is tried again with the first event.
+        """
+        found: list[tuple[int, int]] = []
+        try:
+            await self._in_thread("kmod_journal", lambda: found.append(self._database.last()))
+        except (sqlite3.Error, OSError, KmoddError) as err:
+            self._failed(err)
+            return 0
+        number, self._until = found[0]
+        return number
+
+    def history(self, selection: Selection, count: int | None) -> History:
+        """Return the events so far that match, the newest `count` of them; in the file or not yet."""
+        return History(self.path, self._until, list(self._waiting), selection, count, self._in_thread)
+
+    def note(self, event: Event) -> None:
+        """Have an event written soon."""
+        if self._closed:
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self.lost += 1
+            return
+        self._waiting.append(event)
+        if self._timer is None and self._writing is None:
+            self._arm(DELAY)
+
+    @property
+    def waiting(self) -> int:
+        """How many events are not in the file yet."""
+        return len(self._waiting)
+
+    async def flush(self, patience: float) -> bool:
+        """Write what waits now; return whether that was done within `patience` seconds."""
+        if self._writing is None and self._waiting:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._begin()
+        if self._writing is not None:
+            await asyncio.wait([self._writing], timeout=patience)
+        return not self._waiting
+
+    async def close(self, patience: float) -> None:
+        """Write what waits, and no more."""
+        await self.flush(patience)
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._waiting:
+            log.error("%d events are not in the journal: %s", len(self._waiting), self.problem or "no time")
+        if self._writing is None:
+            self._database.close()
+
+    def _arm(self, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+            self._writing.add_done_callback(self._written)
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch = list(islice(self._waiting, _BATCH))
+            expire = loop.time() - self._expired >= _EXPIRE_EVERY
+            keep = self._keep() if expire else None
+
+            written: list[int] = []
+
+            def write(batch: list[Event] = batch, keep: float | None = keep, to: list[int] = written) -> None:
+                to.append(self._database.append(batch, keep=keep))
+
+            try:
+                await self._in_thread("kmod_journal", write)
+            except (sqlite3.Error, OSError, KmoddError) as err:
+                self._failed(err)
+                return
+            # In one step of the loop: each event is either below `_until` in the file, or waits.
+            self._until = written[0]
+            for _ in batch:
+                self._waiting.popleft()
+            if expire:
+                self._expired = loop.time()
+            self._succeeded()
+
+    def _written(self, writing: asyncio.Task[None]) -> None:
+        self._writing = None
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            self._failed(error)
+        if self._waiting and not self._closed:
+            self._arm(_RETRIES[min(self._failures, len(_RETRIES)) - 1] if self._failures else 0.0)
+
+    def _failed(self, err: BaseException) -> None:
+        words = err.strerror if isinstance(err, OSError) else err
+        problem = str(err) if isinstance(err, NewerJournal) else f"cannot write {self.path}: {words}"
+        if problem != self.problem:
+            log.error("journal: %s; events wait in memory, at most %d", problem, WAITING_MAX)
+        self.problem = problem
+        self._failures += 1
+
+    def _succeeded(self) -> None:
+        if self.problem is not None:
+            log.warning("journal: written again; %d events were lost", self.lost)
+        self.problem, self._failures = None, 0
+
+
+def seconds(age: str) -> float:
+    """Return the setting journal_keep, as in `30d`, in seconds."""
+    return float(int(age[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}[age[-1]])

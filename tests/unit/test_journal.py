@@ -1,0 +1,372 @@
+"""The journal: written behind the daemon's back, read again, and never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmodd.model import Event
+from kmodd.record import journal as journal_room
+from kmodd.record.database import Database, NewerJournal, Reader
+from kmodd.record.journal import Journal, seconds
+from kmodd.record.select import Selection
+
+START = datetime(2026, 11, 25, 8, 0, 0, 123456, tzinfo=UTC)
+DAY = 86400.0
+
+
+async def at_once(_name: str, work: Callable[[], None]) -> None:
+    """Stands for a thread."""
+    work()
+
+
+def event(number: int, **fields: Any) -> Event:
+    return Event(number, START + timedelta(seconds=number), "request", {"name": f"name-{number}", **fields})
+
+
+def journal(path: Path, keep: float = DAY * 10_000) -> Journal:
+    return Journal(str(path), lambda: keep, at_once)
+
+
+async def all_of(made: Journal, selection: Selection | None = None, count: int | None = None) -> list[int]:
+    return [data["id"] async for data in made.history(selection or Selection(), count).events()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state/journal.db"
+
+
+async def filled(path: Path, count: int, **fields: Any) -> Journal:
+    made = journal(path)
+    assert await made.open() == 0
+    for number in range(1, count + 1):
+        made.note(event(number, **fields))
+    assert await made.flush(5)
+    return made
+
+
+def test_what_is_noted_is_there_after_a_restart(path: Path) -> None:
+    async def story() -> None:
+        first = await filled(path, 3)
+        await first.close(5)
+        second = journal(path)
+        assert await second.open() == 3
+        assert await all_of(second) == [1, 2, 3]
+        second.note(event(4))
+        # Not written yet, and shown all the same, once.
+        assert await all_of(second) == [1, 2, 3, 4]
+        await second.flush(5)
+        assert await all_of(second) == [1, 2, 3, 4]
+        await second.close(5)
+
+    asyncio.run(story())
+
+
+def test_an_event_comes_back_as_it_was(path: Path) -> None:
+    fields = {
+        "outcome": "loaded",
+        "modules": ["a"],
+        "requester": {"uid": 1000},
+        "error": 'x\\x0a"\udcff\u2028',
+        "n": None,
+    }
+
+    async def story() -> list[dict[str, Any]]:
+        made = await filled(path, 1, **fields)
+        return [data async for data in made.history(Selection(), None).events()]
+
+    [found] = asyncio.run(story())
+    assert found == event(1, **fields).as_json()
+
+
+def test_events_wait_a_moment_and_are_written_together(path: Path) -> None:
+    async def story() -> list[str]:
+        threads: list[str] = []
+
+        async def in_thread(name: str, work: Callable[[], None]) -> None:
+            threads.append(name)
+            work()
+
+        made = Journal(str(path), lambda: DAY, in_thread)
+        for number in range(1, 100):
+            made.note(event(number))
+        assert threads == []
+        await made.flush(5)
+        return threads
+
+    assert asyncio.run(story()) == ["kmod_journal"]
+
+
+def test_only_root_may_read_it(path: Path) -> None:
+    asyncio.run(filled(path, 1))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("selection", "count", "wanted"),
+    [
+        (Selection(), 3, [1198, 1199, 1200]),
+        (Selection(), 0, []),
+        (Selection(), 5000, list(range(1, 1201))),
+        (Selection(since=START + timedelta(seconds=1199)), None, [1199, 1200]),
+        (Selection(name="name-7?"), 2, [78, 79]),
+        (Selection(uid=1000), 1, [1200]),
+        (Selection(uid=1001), None, []),
+        (Selection(uid=1 << 80), None, []),
+        (Selection(uid=-5), None, []),
+        (Selection(since=datetime.min.replace(tzinfo=UTC)), 1, [1200]),
+        (Selection(since=datetime.max.replace(tzinfo=UTC)), None, []),
+        (Selection(outcome="denied"), None, []),
+    ],
+)
+def test_what_somebody_wants_of_it(
+    path: Path, selection: Selection, count: int | None, wanted: list[int]
+) -> None:
+    async def story() -> list[int]:
+        made = await filled(path, 1195, requester={"uid": 1000})
+        for number in range(1196, 1201):
+            made.note(event(number, requester={"uid": 1000}))
+        return await all_of(made, selection, count)
+
+    assert asyncio.run(story()) == wanted
+
+
+def test_what_is_written_while_somebody_reads_is_not_shown_twice(path: Path) -> None:
+    async def story() -> list[int]:
+        made = await filled(path, 600)
+        made.note(event(601))
+        history = made.history(Selection(), None)
+        found = []
+        async for data in history.events():
+            if not found:
+                made.note(event(602))
+                await made.flush(5)
+            found.append(data["id"])
+        return found
+
+    assert asyncio.run(story()) == list(range(1, 602))
+
+
+def test_old_ones_go(path: Path) -> None:
+    async def story() -> list[int]:
+        made = journal(path, keep=60)
+        now = datetime.now(UTC)
+        for number, age in enumerate((3600, 61, 59, 0), 1):
+            made.note(Event(number, now - timedelta(seconds=age), "request"))
+        await made.flush(5)
+        return await all_of(made)
+
+    assert asyncio.run(story()) == [3, 4]
+
+
+def test_there_is_an_end_to_how_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmodd.record.database.EVENTS_MAX", 10)
+    database = Database(str(path))
+    database.append([event(number) for number in range(1, 26)], keep=DAY * 10_000)
+    assert [data["id"] for data in Reader(str(path), 25, Selection(), None).page()] == list(range(16, 26))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("1s", 1.0), ("90m", 5400.0), ("2h", 7200.0), ("30d", 30 * DAY), ("2w", 14 * DAY)]
+)
+def test_ages(text: str, wanted: float) -> None:
+    assert seconds(text) == wanted
+
+
+# What goes wrong
+
+
+def test_a_full_disk_costs_nothing_but_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+    full = [True]
+    append = Database.append
+
+    def no_room(self: Database, *arguments: Any, **options: Any) -> int:
+        if full[0]:
+            raise sqlite3.OperationalError("database or disk is full")
+        return append(self, *arguments, **options)
+
+    monkeypatch.setattr(Database, "append", no_room)
+
+    async def story() -> None:
+        made = journal(path)
+        made.note(event(1))
+        assert not await made.flush(5)
+        assert made.problem == f"cannot write {path}: database or disk is full"
+        assert await all_of(made) == [1]
+        full[0] = False
+        assert await made.flush(5)
+        assert made.problem is None
+        assert await all_of(made) == [1]
+
+    asyncio.run(story())
+
+
+def test_what_does_not_fit_in_memory_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_room, "WAITING_MAX", 5)
+
+    async def story() -> tuple[int, list[int]]:
+        made = journal(path)
+        for number in range(1, 9):
+            made.note(event(number))
+        await made.flush(5)
+        return made.lost, await all_of(made)
+
+    assert asyncio.run(story()) == (3, [1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("damage", ["no database at all, for sure" * 100, "SQLite format 3\0" + "x" * 5000])
+def test_a_file_that_is_no_database_is_put_aside(
+    path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+    path.parent.mkdir()
+    path.write_text(damage)
+
+    async def story() -> list[int]:
+        made = journal(path)
+        assert await made.open() == 0
+        made.note(event(1))
+        for _ in range(3):
+            if await made.flush(5):
+                break
+        assert made.problem is None
+        return await all_of(made)
+
+    assert asyncio.run(story()) == [1]
+    assert Path(f"{path}.damaged").read_text() == damage
+
+
+def test_damage_in_the_middle_is_found_and_put_aside(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+
+    def damage() -> None:
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (size - 4096))
+
+    async def story() -> list[int]:
+        made = await filled(path, 2000)
+        await made.close(5)
+        damage()
+        again = journal(path)
+        await again.open()
+        again.note(event(1))
+        for _ in range(3):
+            if await again.flush(5):
+                break
+        return await all_of(again)
+
+    assert asyncio.run(story()) == [1]
+    assert Path(f"{path}.damaged").exists()
+
+
+def test_a_locked_file_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmodd.record.database._BUSY", 0.01)
+    monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+
+    async def story() -> None:
+        made = await filled(path, 1)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        made.note(event(2))
+        assert not await made.flush(5)
+        assert "locked" in (made.problem or "")
+        assert await all_of(made) == [1, 2]
+        other.execute("ROLLBACK")
+        other.close()
+        assert await made.flush(5)
+        assert await all_of(made) == [1, 2]
+
+    asyncio.run(story())
+
+
+def test_a_file_that_was_removed_or_hidden_is_begun_anew(path: Path) -> None:
+    async def story() -> list[int]:
+        made = await filled(path, 3)
+        path.parent.rename(path.parent.with_name("hidden"))
+        made.note(event(4))
+        assert await made.flush(5)
+        return await all_of(made)
+
+    assert asyncio.run(story()) == [4]
+
+
+def test_a_later_versions_file_is_left_alone(path: Path) -> None:
+    database = Database(str(path))
+    database.append([event(1)], keep=None)
+    database.close()
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 99")
+    before = path.read_bytes()
+    with pytest.raises(NewerJournal, match="later version of kmodd"):
+        Database(str(path)).append([event(2)], keep=None)
+    assert path.read_bytes() == before
+
+
+def test_a_place_where_nothing_can_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    async def story() -> str | None:
+        made = journal(tmp_path / "file/journal.db")
+        assert await made.open() == 0
+        return made.problem
+
+    assert asyncio.run(story()) == f"cannot write {tmp_path}/file/journal.db: File exists"
+
+
+KILLED = """
+import asyncio, json, os, signal, sys
+from datetime import UTC, datetime
+from kmodd.broker.threads import in_own_thread
+from kmodd.model import Event
+from kmodd.record.journal import Journal
+async def main():
+    made = Journal(sys.argv[1], lambda: 1e9, in_own_thread)
+    number = await made.open()
+    print("ready", flush=True)
+    while True:
+        for _ in range(50):
+            number += 1
+            made.note(Event(number, datetime.now(UTC), "request", {"name": "x" * 200}))
+        await made.flush(5)
+        print(number, flush=True)
+asyncio.run(main())
+"""
+
+
+def test_sigkill_loses_nothing_that_was_written_and_damages_nothing(path: Path) -> None:
+    written = 0
+    for turn in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(turn + 1):
+            written = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split()
+        written = int(rest[-1]) if rest else written
+        process.stdout.close()
+        process.wait()
+        with sqlite3.connect(path) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            ids = [row[0] for row in connection.execute("SELECT id FROM events ORDER BY seq")]
+        assert ids[:written] == list(range(1, written + 1))
+        written = len(ids)
