@@ -35,7 +35,7 @@ _kmodd() {
         [[ ${COMP_WORDS[i]} == -* ]] || { command=${COMP_WORDS[i]}; break; }
     done
     case $command in
-    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log lab completion modprobe insmod rmmod lsmod modinfo; return ;;
+    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log why lab completion modprobe insmod rmmod lsmod modinfo; return ;;
     serve) options=(-h --help --hook --kernel --root) valued=' --kernel --root ' ;;
     request) options=(-h --help --json --timeout --no-wait) valued=' --timeout ' ;;
     remove) options=(-h --help --json --holders) valued='  ' ;;
@@ -45,6 +45,7 @@ _kmodd() {
     tune) options=(-h --help --json) valued='  ' ;;
     hook) options=(-h --help --json) valued='  ' ;;
     log) options=(-h --help --json -f --follow --since --module --name --outcome --uid -n --lines) valued=' --since --module --name --outcome --uid -n --lines ' ;;
+    why) options=(-h --help --json) valued='  ' ;;
     lab) options=(-h --help --kernel --smp --memory --timeout --release --no-serve) valued=' --kernel --smp --memory --timeout --release ' ;;
     completion) options=(-h --help) valued='  ' ;;
     modprobe) options=() valued='  ' ;;
@@ -96,6 +97,7 @@ _kmodd() {
     resolve) _kmodd_installed ;;
     tune) _kmodd_setting modprobe_path modprobe_args unload_delay load_timeout fallback journal_keep serial kernel.keep_tree stop_timeout ;;
     hook) ((count)) || _kmodd_words on off status ;;
+    why) _kmodd_live ;;
     lab) _kmodd_command ;;
     completion) ((count)) || _kmodd_words bash zsh fish ;;
     modprobe) _kmodd_installed ;;

@@ -33,6 +33,7 @@ from kmodd.broker.threads import in_own_thread
 from kmodd.broker.watch import ASLEEP
 from kmodd.errors import KmoddError, SettingsError
 from kmodd.kernel import init
+from kmodd.kernel.boot import boot_id
 from kmodd.kernel.hook import HELPER, Hook
 from kmodd.kernel.interface import BlockedTask, Kernel
 from kmodd.kernel.linux import LinuxKernel
@@ -119,7 +120,14 @@ class Daemon:
             )
         # In the simulated kernel whoever asks is blocked at once.
         asleep = 0.0 if options.kernel == "simulated" else ASLEEP
-        self._broker = Broker(loader, self._settings, self._recorder, self._find_blocked, asleep=asleep)
+        self._broker = Broker(
+            loader,
+            self._settings,
+            self._recorder,
+            self._find_blocked,
+            asleep=asleep,
+            identity=self._kernel.identity,
+        )
         self._remover = Remover(self._kernel, self._recorder)
         self._interface = KmoddInterface(
             self._broker,
@@ -302,7 +310,7 @@ class Daemon:
 
         def work() -> None:
             init.enter()
-            keep.drop(but=keep.boot_id() if wanted else None)
+            keep.drop(but=boot_id() if wanted else None)
             if wanted:
                 log.info("kept %d files of the modules of %s", keep.keep(release), release)
 

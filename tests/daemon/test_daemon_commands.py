@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -650,3 +651,43 @@ def test_group_may_read_the_log(
     daemon = make().start(prelude=GROUP)
     assert daemon.kmodd("log", uid=NOBODY, gid=gid, groups=groups).returncode == status
     assert daemon.kmodd("request", "plain", uid=NOBODY, gid=gid, groups=groups).returncode == 77
+
+
+def test_why(daemon: Daemon) -> None:
+    daemon.kmodd("request", "alias-top")
+    told = daemon.kmodd("why", "top", "dep")
+    assert (told.returncode, told.stderr) == (0, "")
+    first, second = told.stdout.splitlines()
+    assert re.fullmatch(
+        r"top was loaded on \w+ \S+ \S+ because \S+ \(pid \d+, uid \d+\) asked for alias-top, an alias of top\.",
+        first,
+    )
+    assert second.endswith("asked for alias-top; top needs it.")
+    nothing = daemon.kmodd("why", "plain")
+    assert nothing.returncode == 3
+    assert "journal knows nothing of it" in nothing.stdout
+    daemon.kmodd("remove", "top")
+    daemon.kmodd("request", "top", "absent")
+    (found,) = lines(daemon.kmodd("why", "--json", "top"))
+    assert (found["module"], found["live"], found["ours"]) == ("top", True, True)
+    assert (found["load"]["name"], found["request"]["source"], found["unload"]) == ("top", "cli", None)
+    refused = daemon.kmodd("why", "a b")
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
+def test_why_is_not_for_everybody(daemon: Daemon) -> None:
+    daemon.kmodd("request", "top")
+    done = daemon.kmodd("why", "top", uid=NOBODY)
+    assert done.returncode == 77
+    assert one_sentence(done.stderr)
+
+
+def test_after_a_restart_of_the_kernel_what_it_had_is_another_ones(daemon: Daemon) -> None:
+    daemon.kmodd("request", "top")
+    daemon.stop()
+    daemon.start()
+    gone = daemon.kmodd("why", "top").stdout
+    assert "no longer in the kernel" in gone
+    daemon.kmodd("request", "top")
+    (found,) = lines(daemon.kmodd("why", "--json", "top"))
+    assert found["ours"]

@@ -32,7 +32,7 @@ from daemon.daemon_harness import (
 
 METHODS = {
     "RequestModule", "RemoveModule", "ListModules", "MarkAutoclean", "Resolve", "GetStatus", "GetSettings", "SetSetting",
-    "Log",
+    "Log", "Why",
 }  # fmt: skip
 ERRORS = {
     "NotFound", "Denied", "LoadFailed", "RemoveFailed", "TimedOut", "Deadlock", "InvalidName", "InvalidSetting",

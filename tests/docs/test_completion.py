@@ -21,7 +21,7 @@ from kmodd.settings import SETTINGS
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"bash": "kmodd.bash", "zsh": "_kmodd", "fish": "kmodd.fish"}
 COMMANDS = {
-    "serve", "request", "remove", "list", "resolve", "status", "tune", "hook", "log", "lab", "completion",
+    "serve", "request", "remove", "list", "resolve", "status", "tune", "hook", "log", "why", "lab", "completion",
     "modprobe", "insmod", "rmmod", "lsmod", "modinfo",
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ class Autoclean:
     def __init__(self, kernel: Kernel, recorder: Recorder) -> None:
         self._kernel = kernel
         self._recorder = recorder
-        self._marked: dict[str, int] = {}
+        self._marked: dict[str, str] = {}
 
     async def mark(self, names: Iterable[str]) -> list[str]:
         """Mark those of these modules that are in the kernel, as `modprobe -k` did in 1998; return them.
@@ -31,7 +31,8 @@ class Autoclean:
         wanted = [normalise(check(name.encode("utf-8", errors="surrogatepass"))) for name in names]
         if len(wanted) > MARKS_MAX:
             raise InvalidName(f"{len(wanted)} names in one call; at most {MARKS_MAX} are taken")
-        found = {name: inode for name, inode in (await self._identities(wanted)).items() if inode is not None}
+        identities = await self._identities(wanted)
+        found = {name: identity for name, identity in identities.items() if identity is not None}
         if found:
             self._marked.update(found)
             self._recorder.add("autoclean", {"action": "mark", "modules": list(found)})
@@ -46,7 +47,7 @@ class Autoclean:
                 del self._marked[name]
         return frozenset(self._marked)
 
-    async def _identities(self, names: Iterable[str]) -> dict[str, int | None]:
+    async def _identities(self, names: Iterable[str]) -> dict[str, str | None]:
         wanted = list(names)
         if not wanted:
             return {}

@@ -172,11 +172,13 @@ class Broker:
         find_blocked: FindBlocked,
         now: Callable[[], datetime] = _now,
         asleep: float = ASLEEP,
+        identity: Callable[[str], str | None] = lambda _module: None,
     ) -> None:
         self._loader = loader
         self._settings = settings
         self._recorder = recorder
         self._now = now
+        self._identity = identity
         self._in_flight: dict[str, Load] = {}
         self._running: dict[int, Load] = {}
         self._tickets: dict[int, Ticket] = {}
@@ -298,6 +300,8 @@ class Broker:
                 "modules": modules,
                 "duration_us": duration_us(load.started, loop.time()),
                 "error": report.error,
+                "reasons": dict(report.reasons),
+                "identities": {module: self._identity(module) for module in modules or ()},
                 "request": load.first,
             },
         )

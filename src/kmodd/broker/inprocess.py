@@ -129,10 +129,11 @@ class InProcessLoader:
         for each in taken:
             modules.update(dict.fromkeys(each.brought_in))
         brought_in = tuple(modules)
+        reasons = _reasons(plan, brought_in)
         last = self._outcome(plan.name, taken[-1])
         if last.status == 0 and last.outcome is not Outcome.LOADED and brought_in:
-            return Report(Outcome.LOADED, 0, brought_in)
-        return Report(last.outcome, last.status, brought_in, last.error)
+            return Report(Outcome.LOADED, 0, brought_in, reasons=reasons)
+        return Report(last.outcome, last.status, brought_in, last.error, reasons)
 
     def _outcome(self, name: str, taken: _Taken) -> Report:
         target, module = taken.target, taken.target.module
@@ -171,6 +172,16 @@ class InProcessLoader:
             f"not load it: {errno_words(errno.EPERM)}"
         )
         return Report(Outcome.DENIED, -errno.EPERM, (), error)
+
+
+def _reasons(plan: Plan, modules: Sequence[str]) -> dict[str, str]:
+    """Return why each of these modules was loaded: what the plan says; of what a command brought, nothing."""
+    found: dict[str, str] = {}
+    for target in plan.targets:
+        for step in target.steps:
+            if step.module in modules:
+                found.setdefault(step.module, target.why if step.needed_by is None else step.reason)
+    return found
 
 
 class ChosenLoader:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kmodd.broker.deadlock import RunningLoad
@@ -11,12 +12,16 @@ from kmodd.model import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a load ended. Fields as in `model.Result`."""
+    """How a load ended. Fields as in `model.Result`.
+
+    `reasons`: of the modules, why each was loaded, as far as that is known.
+    """
 
     outcome: Outcome
     status: int
     modules: tuple[str, ...] | None = ()
     error: str | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 class Progress(Protocol):

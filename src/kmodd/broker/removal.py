@@ -20,13 +20,17 @@ class Remover:
     def __init__(self, kernel: Kernel, recorder: Recorder) -> None:
         self._kernel = kernel
         self._recorder = recorder
-        self._brought_in: dict[str, tuple[int | None, int]] = {}
+        self._brought_in: dict[str, tuple[str | None, int]] = {}
         recorder.subscribe(self._note)
 
     def _note(self, event: Event) -> None:
         if event.event == "load":
-            for module in event.fields["modules"] or ():
-                self._brought_in[module] = (self._kernel.identity(module), event.fields["request"])
+            for module, identity in event.fields["identities"].items():
+                self._brought_in[module] = (identity, event.fields["request"])
+
+    def identity(self, module: str) -> str | None:
+        """Return which coming of a module is in the kernel; None where it is not there."""
+        return self._kernel.identity(module)
 
     async def live(self) -> tuple[Mapping[str, Module], dict[str, int]]:
         """Return the modules in the kernel, and for those that kmodd brought in the request's number.
@@ -34,7 +38,7 @@ class Remover:
         A module that somebody else has unloaded and loaded again since is no longer ours.
         """
 
-        def look() -> tuple[Mapping[str, Module], dict[str, int | None]]:
+        def look() -> tuple[Mapping[str, Module], dict[str, str | None]]:
             modules = self._kernel.modules()
             ours = [name for name in list(self._brought_in) if name in modules]
             return modules, {name: self._kernel.identity(name) for name in ours}

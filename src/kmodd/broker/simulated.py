@@ -58,8 +58,13 @@ class SimulatedLoader:
                     error = f"cannot load {which}: {errno_words(number)}"
                     return Report(Outcome.FAILED, -number, tuple(loaded), error)
         if loaded:
-            return Report(Outcome.LOADED, 0, tuple(loaded))
+            return Report(Outcome.LOADED, 0, tuple(loaded), reasons=self._reasons(name, found, loaded))
         return Report(Outcome.BUILT_IN if builtin else Outcome.ALREADY_LIVE, 0)
+
+    def _reasons(self, name: str, targets: list[str], loaded: list[str]) -> dict[str, str]:
+        own = Found.NAME.value if targets == [normalise(name)] else f"{Found.ALIAS.value} {name}"
+        steps = {step.module: step.reason for target in targets for step in self._steps(target)}
+        return {module: own if module in targets else steps[module] for module in loaded}
 
     async def resolve(self, name: str) -> dict[str, Any]:
         """Return what a load of `name` would do, as `kmodd resolve --json` shows it."""

@@ -9,7 +9,7 @@ from argparse import Namespace
 
 from kmodd import names
 from kmodd.connection import Connection, Reply
-from kmodd.errors import KmoddError, Unreachable, UsageError
+from kmodd.errors import KmoddError, NotFound, Unreachable, UsageError
 from kmodd.views import show
 
 TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
@@ -113,6 +113,27 @@ def list_modules(arguments: Namespace) -> int:
     ]
     print(show.table(rows))
     return 0
+
+
+def why(arguments: Namespace) -> int:
+    """`kmodd why`: the exit status is 3 where nothing is known of a module."""
+    from kmodd.views.story import story  # noqa: PLC0415 - dates, for nothing else
+
+    wanted = [_checked(name) for name in arguments.module]
+    connection = Connection()
+    status = 0
+    for name in wanted:
+        try:
+            told = connection.call("Why", module=name)["origin"]
+        except Reply as reply:
+            raise reply.as_error() from None
+        if arguments.json:
+            _print_json(told)
+        else:
+            print(story(told, told["module"]))
+        if told["load"] is None and not told["live"]:
+            status = NotFound.exit_status
+    return status
 
 
 def status(arguments: Namespace) -> int:

@@ -14,6 +14,7 @@ _KINDS = {
     ("request", "name"): "installed",
     ("remove", "name"): "live",
     ("resolve", "name"): "installed",
+    ("why", "module"): "live",
     ("resolve", "tree"): "directory",
     ("tune", "setting"): "setting",
     ("log", "module"): "installed",

@@ -100,6 +100,11 @@ def _log(made: argparse.ArgumentParser) -> None:
     made.add_argument("-n", "--lines", type=_count, metavar="N", help="the newest N only")
 
 
+def _why(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("module", nargs="+", metavar="MODULE", help="a module's name")
+
+
 def _lab(made: argparse.ArgumentParser) -> None:
     made.add_argument("--kernel", choices=("uml", "qemu"), default="uml", help="User-mode Linux, or QEMU")
     made.add_argument("--smp", type=_positive, default=1, metavar="N", help="processors (QEMU)")
@@ -128,6 +133,7 @@ COMMANDS: dict[str, tuple[str, str, Fill]] = {
     "tune": ("read or change settings of the running daemon", "client:tune", _tune),
     "hook": ("point the kernel at kmodd, or put back what was", "hook:hook", _hook),
     "log": ("show what happened", "client:log", _log),
+    "why": ("tell what brought a module in", "client:why", _why),
     "lab": ("boot a disposable real kernel with kmodd in charge", "lab:lab", _lab),
     "completion": ("print a shell's completion script", "completion:completion", _completion),
 }

@@ -93,8 +93,8 @@ class Kernel(Protocol):
                 coming, going, or permanent; EPERM not allowed (delete_module(2)).
         """
 
-    def identity(self, name: str) -> int | None:
-        """Return a number that a module in the kernel keeps, and that no later module of its name gets."""
+    def identity(self, name: str) -> str | None:
+        """Return what a module in the kernel keeps, and no later module of its name gets, in any boot."""
 
     def blocked_tasks(self, sessions: Collection[int], threads: Collection[int] = ()) -> list[BlockedTask]:
         """Return the tasks blocked in request_module(), and who waits for a module of those that load.

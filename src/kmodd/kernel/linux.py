@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 
 from kmodd.kernel import libc, modulecalls, stacks
+from kmodd.kernel.boot import boot_id
 from kmodd.kernel.interface import BlockedTask, Module, ModuleState
 
 _STATES = {"Live": ModuleState.LIVE, "Loading": ModuleState.COMING, "Unloading": ModuleState.GOING}
@@ -44,6 +45,7 @@ class LinuxKernel:
     def __init__(self, proc: str = "/proc", sys: str = "/sys") -> None:
         self._proc = proc
         self._sys = sys
+        self._boot: str | None = None
 
     @property
     def release(self) -> str:
@@ -78,10 +80,12 @@ class LinuxKernel:
         """Unload by delete_module(2), O_NONBLOCK, never forced."""
         libc.delete_module(name)
 
-    def identity(self, name: str) -> int | None:
-        """The inode of its directory in sysfs: made when it comes, never used again (kernfs, since 3.14)."""
+    def identity(self, name: str) -> str | None:
+        """The boot, and the inode of its directory in sysfs: never used again (kernfs, since 3.14)."""
         try:
-            return os.stat(f"{self._sys}/module/{name}").st_ino
+            if self._boot is None:
+                self._boot = boot_id()
+            return f"{self._boot}:{os.stat(f'{self._sys}/module/{name}').st_ino}"
         except OSError:
             return None
 

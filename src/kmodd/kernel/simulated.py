@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import threading
 import time
 import tomllib
@@ -62,6 +63,7 @@ class SimulatedKernel:
         self._modules: dict[str, Module] = {}
         self._users: dict[str, int] = {}
         self._identities: dict[str, int] = {}
+        self._boot = secrets.token_hex(8)
         self._changed = threading.Condition()
         self._watchers: list[Callable[[str], None]] = []
         self.blocked: dict[int, BlockedTask] = {}
@@ -138,9 +140,9 @@ class SimulatedKernel:
             del self._modules[name]
             self._tell(name)
 
-    def identity(self, name: str) -> int | None:
+    def identity(self, name: str) -> str | None:
         """Return which coming of the module this is; None where it is not in the kernel."""
-        return self._identities[name] if name in self._modules else None
+        return f"{self._boot}:{self._identities[name]}" if name in self._modules else None
 
     def is_live(self, name: str) -> bool:
         """Return whether a module is live."""

@@ -18,8 +18,9 @@ from kmodd.broker.removal import Remover
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KernelError, KmoddError, SettingsError
 from kmodd.model import Event, Outcome, Result, Source, timestamp
-from kmodd.names import check, escape
+from kmodd.names import check, escape, normalise
 from kmodd.record.journal import Journal
+from kmodd.record.origin import origin
 from kmodd.record.recorder import Recorder
 from kmodd.record.select import Selection
 from kmodd.settings import SETTINGS, Settings
@@ -33,6 +34,8 @@ Resolve = Callable[[str], Awaitable[dict[str, Any]]]
 """From a name to the object that `kmodd resolve --json` prints."""
 
 _FOLLOW_MAX = 10_000
+_WHY_MAX = 1000
+"""Events that are looked through: the newest ones that name the module."""
 
 
 class NotFound(TypedVarlinkErrorReply, interface="io.kmodd"):
@@ -340,6 +343,34 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
             fields = {"key": key, "old": old, "new": self._settings.as_dict()[key], "requester": who}
             self._recorder.add("setting", fields)
 
+    @varlinkmethod(return_parameter="origin", allow_foreign=True)
+    async def Why(self, *, module: str) -> Any:  # noqa: N802 - varlink's spelling
+        """Return how a module came in: the events `load`, `request` and `unload`, each or null.
+
+        `live`: whether it is in the kernel; `ours`: whether that is the one which `load` tells of.
+        """
+        self._need_reader()
+        try:
+            plain = normalise(check(module.encode("utf-8", errors="surrogatepass")))
+        except InvalidNameError as err:
+            raise InvalidName(
+                name=escape(module.encode("utf-8", "replace")), error=str(err), result=None
+            ) from err
+        live, _requests = await self._remover.live()
+        identity = self._remover.identity(plain)
+        history = self._journal.history(Selection(module=_literal(plain)), _WHY_MAX)
+        found = origin([event async for event in history.events()], plain)
+        load = found["load"]
+        ours = load is not None and identity is not None and load["identities"].get(plain) == identity
+        return {"module": plain, "live": plain in live, "ours": ours, **found}
+
+    def _need_reader(self) -> None:
+        """Refuse those who may not know who asked for what."""
+        caller = current_peer.get()
+        if not caller.is_root and not caller.is_in(self.readers):
+            error = f"uid {caller.uid} may not see who asked; be root or of group {peer.GROUP}"
+            raise NotPermitted(error=error)
+
     @varlinkmethod(return_parameter="event", delay_generator=False, allow_foreign=True)
     async def Log(  # noqa: N802 - varlink's spelling
         self,
@@ -357,10 +388,7 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         `since`: a time as events show it, or seconds before now with an `s` behind. `module` and `name`
         are globs. `count`: the newest so many.
         """
-        caller = current_peer.get()
-        if not caller.is_root and not caller.is_in(self.readers):
-            error = f"uid {caller.uid} may not see who asked; be root or of group {peer.GROUP}"
-            raise NotPermitted(error=error)
+        self._need_reader()
         selection = Selection(_since(since), module, name, outcome, uid)
         queue: asyncio.Queue[Event] = asyncio.Queue(_FOLLOW_MAX)
 
@@ -381,6 +409,11 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
             if stop is not None:
                 stop()
         raise LastResult(None)
+
+
+def _literal(name: str) -> str:
+    """Return a name as a glob that matches nothing else."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _since(text: str | None) -> datetime | None:

@@ -11,16 +11,10 @@ import os
 import shutil
 
 from kmodd.errors import KmoddError
+from kmodd.kernel.boot import boot_id
 from kmodd.tree.snapshot import ROOT
 
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PLACE = ".kmodd"
-
-
-def boot_id(path: str = _BOOT_ID) -> str:
-    """Return the id of this boot."""
-    with open(path, encoding="ascii") as file:
-        return file.read(64).strip()
 
 
 def usable(release: str, root: str = ROOT) -> str:

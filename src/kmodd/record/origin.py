@@ -1,0 +1,27 @@
+"""Where a module comes from: which events of the journal tell it; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def origin(events: Iterable[dict[str, Any]], module: str) -> dict[str, Any]:
+    """Return the events that tell how a module came in, of those that name it, oldest first.
+
+    `load`: the last load that brought it in; `request`: the request which that load was made for;
+    `unload`: what took it out again after that. Each is None where there is none.
+    """
+    load: dict[str, Any] | None = None
+    unload: dict[str, Any] | None = None
+    requests: dict[int, dict[str, Any]] = {}
+    for event in events:
+        match event["event"]:
+            case "load" if module in (event.get("modules") or ()):
+                load, unload = event, None
+            case "request":
+                requests[event["id"]] = event
+            case "unload" if event.get("module") == module:
+                unload = event
+    request = None if load is None else requests.get(load["request"])
+    return {"load": load, "request": request, "unload": unload}

@@ -1,0 +1,87 @@
+"""`kmodd why`: where a module comes from, in sentences that a person would say."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
+if TYPE_CHECKING:
+    from typing import Any
+
+_DEEDS = {
+    "__sock_create": "opened a socket",
+    "get_fs_type": "mounted a file system",
+    "alg_bind": "used the crypto API",
+    "alg_get_type": "used the crypto API",
+    "crypto_alg_mod_lookup": "used a cipher or a hash",
+    "crypto_larval_lookup": "used a cipher or a hash",
+    "inet_create": "opened an internet socket",
+    "inet6_create": "opened an internet socket",
+    "netlink_create": "opened a netlink socket",
+    "search_binary_handler": "executed a file of an unknown format",
+    "bprm_execve": "executed a file of an unknown format",
+    "misc_open": "opened a device file",
+    "base_probe": "opened a device file",
+    "blk_request_module": "opened a block device",
+    "__rtnl_newlink": "made a network interface",
+    "qdisc_create": "set up traffic control",
+    "tty_ldisc_get": "set a terminal's line discipline",
+    "br_ioctl_call": "set up a network bridge",
+}
+"""What a task does when this kernel function asks for a module for it (Linux 6.1 to 6.12)."""
+
+
+def story(told: dict[str, Any], module: str) -> str:
+    """Return what `io.kmodd.Why` told, as one or two sentences."""
+    load, request, unload = told["load"], told["request"], told["unload"]
+    if load is None:
+        if told["live"]:
+            return f"{module} is in the kernel, and not by kmodd: its journal knows nothing of it."
+        return f"{module} is not in the kernel, and the journal knows nothing of it."
+    sentence = (
+        f"{module} was loaded on {_moment(load['time'])} because {_who(request)} asked for {load['name']}"
+    )
+    if request is not None and (deed := _DEEDS.get(request["requester"]["call_site"] or "")):
+        site = request["requester"]["call_site"]
+        sentence = (
+            f"{module} was loaded on {_moment(load['time'])} because {_who(request)} {deed} ({site}), "
+            f"which asked for {load['name']}"
+        )
+    sentence += _reason(load, module) + "."
+    if unload is not None:
+        sentence += f" It was unloaded on {_moment(unload['time'])}."
+    elif not told["live"]:
+        sentence += " It is no longer in the kernel: somebody else has unloaded it, or that was another boot."
+    if told["live"] and not told["ours"]:
+        sentence += " The one that is in the kernel now was loaded by somebody else."
+    return sentence
+
+
+def _moment(time: str) -> str:
+    """Return a time of an event as people here say it."""
+    return datetime.fromisoformat(time).astimezone().strftime("%A %Y-%m-%d %H:%M:%S")
+
+
+def _who(request: dict[str, Any] | None) -> str:
+    if request is None:
+        return "somebody whose request is no longer in the journal"
+    requester = request["requester"]
+    if requester["pid"] is None:
+        return "a task that is not known" if request["source"] == "kernel" else "somebody"
+    facts = [f"pid {requester['pid']}"]
+    if requester["uid"] is not None:
+        facts.append(f"uid {requester['uid']}")
+    facts += [f"{what} {requester[what]}" for what in ("unit", "container") if requester[what]]
+    return f"{requester['comm'] or 'a task'} ({', '.join(facts)})"
+
+
+def _reason(load: dict[str, Any], module: str) -> str:
+    """Return why it is this module that the name brought in."""
+    reason = (load.get("reasons") or {}).get(module, "")
+    if reason.startswith("dependency of "):
+        return f"; {reason.removeprefix('dependency of ')} needs it"
+    if " softdep of " in reason:
+        return f"; it is a {reason}"
+    if reason.startswith("alias"):
+        return f", an alias of {module}"
+    return ""

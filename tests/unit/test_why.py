@@ -1,0 +1,108 @@
+"""Where a module comes from: from events to the sentences of `kmodd why`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kmodd.record.origin import origin
+from kmodd.views.story import story
+
+NOBODY: dict[str, Any] = dict.fromkeys(
+    ("pid", "comm", "uid", "gid", "exe", "unit", "container", "privileged", "call_site")
+)
+
+
+def load(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "time": "2026-11-23T08:00:00.123456Z",
+        "event": "load",
+        "name": "net-pf-33",
+        "modules": ["dccp", "dccp_ipv4"],
+        "reasons": {"dccp": "dependency of dccp_ipv4", "dccp_ipv4": "alias net_pf_33"},
+        "request": number - 1,
+        **fields,
+    }
+
+
+def request(number: int, source: str = "kernel", **requester: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "time": "2026-11-23T08:00:00.123456Z",
+        "event": "request",
+        "source": source,
+        "requester": {**NOBODY, **requester},
+    }
+
+
+def unload(module: str) -> dict[str, Any]:
+    return {"id": 90, "time": "2026-11-23T09:30:00Z", "event": "unload", "module": module}
+
+
+def test_the_last_load_counts_and_what_undid_it() -> None:
+    first, second = load(2), load(12)
+    events = [first, request(1), unload("dccp"), second, request(11), request(13)]
+    assert origin(events, "dccp") == {"load": second, "request": request(11), "unload": None}
+    assert origin([*events, unload("other")], "dccp")["unload"] is None
+    assert origin([*events, unload("dccp")], "dccp")["unload"] == unload("dccp")
+    assert origin([load(2, modules=None)], "dccp") == {"load": None, "request": None, "unload": None}
+    assert origin([second], "dccp") == {"load": second, "request": None, "unload": None}
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def told(*events: dict[str, Any], live: bool = True, ours: bool = True, module: str = "dccp") -> str:
+    return story({"live": live, "ours": ours, **origin(events, module)}, module)
+
+
+WHEN = "was loaded on Monday 2026-11-23 08:00:00 because"
+
+
+def test_who_asked_how_and_what_needs_it() -> None:
+    asker = request(1, pid=812, comm="python3", uid=1000, unit="user@1000.service", call_site="__sock_create")
+    assert told(load(2), asker) == (
+        f"dccp {WHEN} python3 (pid 812, uid 1000, unit user@1000.service) opened a socket (__sock_create), "
+        "which asked for net-pf-33; dccp_ipv4 needs it."
+    )
+    assert told(load(2), asker, module="dccp_ipv4").endswith(
+        "which asked for net-pf-33, an alias of dccp_ipv4."
+    )
+
+
+def test_a_program_that_asked() -> None:
+    asker = request(1, "cli", pid=7, comm="kmodd", uid=0)
+    mine = load(2, name="dccp", reasons={"dccp": "name"})
+    assert told(mine, asker) == f"dccp {WHEN} kmodd (pid 7, uid 0) asked for dccp."
+
+
+def test_what_is_not_known_is_said() -> None:
+    assert (
+        told(load(2, reasons={}), request(1)) == f"dccp {WHEN} a task that is not known asked for net-pf-33."
+    )
+    assert "somebody whose request is no longer in the journal asked" in told(load(2))
+    assert told(live=True) == "dccp is in the kernel, and not by kmodd: its journal knows nothing of it."
+    assert told(live=False) == "dccp is not in the kernel, and the journal knows nothing of it."
+
+
+def test_what_became_of_it() -> None:
+    events = load(2), request(1)
+    assert told(*events, unload("dccp"), live=False, ours=False).endswith(
+        "It was unloaded on Monday 2026-11-23 09:30:00."
+    )
+    assert "no longer in the kernel: somebody else has unloaded it" in told(*events, live=False, ours=False)
+    assert told(*events, live=True, ours=False).endswith(
+        "The one that is in the kernel now was loaded by somebody else."
+    )
+    soft = load(2, reasons={"dccp": "pre softdep of x (a.conf:3)"})
+    assert told(soft, request(1)).endswith("asked for net-pf-33; it is a pre softdep of x (a.conf:3).")
