@@ -24,7 +24,7 @@ demo: ## see kmodd at work in a disposable kernel (User-mode Linux)
 
 test: setup lint pytest ## everything: set-up, lint, all tests
 
-setup: ## install what the tests need: packages, .venv, a kernel
+setup: ## install what the tests need: packages, .venv, kernels
 	@$(stage) setup tools/setup test
 
 lint: setup ## static checks only
