@@ -6,11 +6,8 @@ both run as programs, with fakeroot.c preloaded.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gzip
-import importlib
-import io
 import lzma
 import os
 import platform
@@ -24,6 +21,7 @@ import pytest
 from kmodd import __version__
 from kmodd.cli.classic import lsmod
 from support.images import image, real_modules, signed, small_modules, trees
+from support.tools import Done, ours
 
 HERE = Path(__file__).parent
 SBIN = Path("/sbin")
@@ -35,19 +33,6 @@ INFO = (
     b"parm=:x\0parmtype=:int\0parm=\0parmtype\0parm=a:b:c\0parmtype=a:b:c\0parm=e1:\0parmtype=e1:int\0parm=e2:\0"
     b"parmtype=e3:\0parm=e4:x\0parmtype=e4:\0unterminated=1"
 )
-
-Done = tuple[int, bytes, bytes]
-
-
-def ours(tool: str, arguments: list[str]) -> Done:
-    """Run one of our tools in this process."""
-    main = importlib.import_module(f"kmodd.cli.classic.{tool}").main
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(arguments, tool)
-        out.flush()
-        err.flush()
-    return status, out.buffer.getvalue(), err.buffer.getvalue()
 
 
 def theirs(tool: str, arguments: list[str], **environment: str) -> Done:

@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 
 from kmodd.tree.plan import Action, Plan, Verdict
+from support.tools import Done
 
 ROOT = Path(__file__).resolve().parents[2]
 UML = Path("/usr/lib/uml/modules")
-DEBIAN = ROOT / ".cache/kernels/current/lib/modules"
+KERNELS = ROOT / ".cache/kernels"
+DEBIAN = KERNELS / "current/lib/modules"
+CLOUD = KERNELS / "cloud/lib/modules"
+COMPRESSED = KERNELS / "compressed/lib/modules"
+"""Both with modules that are compressed; the one has few of them, the other's kernel boots in the lab."""
 
 
 def tree(folder: Path) -> Path:
@@ -34,13 +39,13 @@ class Modprobe:
         self.directory = modules / release.name
         if not self.directory.is_symlink():
             self.directory.symlink_to(release)
-        self._argv = ["/sbin/modprobe", "-d", str(root), "-S", release.name]
+        self.options = ["-d", str(root), "-S", release.name]
         if config is not None:
-            self._argv += ["-C", str(config)]
+            self.options += ["-C", str(config)]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self._argv, *arguments],
+            ["/sbin/modprobe", *self.options, *arguments],
             capture_output=True,
             text=True,
             errors="surrogateescape",
@@ -48,8 +53,15 @@ class Modprobe:
             env={"PATH": os.environ["PATH"]},
         )
 
-    def lines(self, option: str, names: Iterable[str]) -> list[str]:
-        return self.run("-a", option, "--", *names).stdout.splitlines()
+    def done(self, *arguments: str) -> Done:
+        """Run it; return what it did as our own tools are compared by."""
+        run = self.run(*arguments)
+        return run.returncode, os.fsencode(run.stdout), os.fsencode(run.stderr)
+
+    def answers(self, option: str, names: Iterable[str]) -> tuple[int, list[str]]:
+        """Ask for all names at once; the status is 0 only if it is for each of them."""
+        run = self.run("-a", option, "--", *names)
+        return run.returncode, run.stdout.splitlines()
 
 
 def show_depends(plan: Plan) -> list[str]:

@@ -15,7 +15,8 @@ from kmodd.tree import modprobed
 from kmodd.tree.index import Index
 from kmodd.tree.modprobed import Config
 from kmodd.tree.plan import Rules, resolve
-from support.trees import DEBIAN, UML, Modprobe, concrete, show_depends, tree
+from support.tools import ours
+from support.trees import CLOUD, DEBIAN, UML, Modprobe, concrete, show_depends, tree
 
 EXACT = Rules(exact=True, show_all=True)
 BATCH = 400
@@ -23,26 +24,24 @@ BATCH = 400
 Answer = Callable[[str], list[str]]
 
 
-@pytest.fixture(scope="module", params=[UML, DEBIAN], ids=["uml", "debian"])
+@pytest.fixture(scope="module", params=[UML, DEBIAN, CLOUD], ids=["uml", "debian", "cloud"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Modprobe:
     return Modprobe(tmp_path_factory.mktemp("root"), tree(request.param))
 
 
-def differences(real: Modprobe, option: str, names: list[str], ours: Answer) -> list[str]:
+def differences(real: Modprobe, option: str, names: list[str], answer: Answer) -> list[str]:
     """The names for which both differ, found by halving what differs."""
-    if [line for name in names for line in ours(name)] == real.lines(option, names):
+    if (0, [line for name in names for line in answer(name)]) == real.answers(option, names):
         return []
     if len(names) == 1:
         return names
     half = len(names) // 2
-    first = differences(real, option, names[:half], ours)
-    return first if len(first) > 5 else first + differences(real, option, names[half:], ours)
+    first = differences(real, option, names[:half], answer)
+    return first if len(first) > 5 else first + differences(real, option, names[half:], answer)
 
 
-@pytest.mark.parametrize("what", ["names", "builtins", "aliases", "symbols"])
-def test_every_one_of_a_tree(whole: Modprobe, what: str) -> None:
-    index = Index(str(whole.directory))
-    config = modprobed.load(tree=index.directory)
+def everything(index: Index, what: str) -> list[str]:
+    """All names of a kind that a tree answers to."""
     names = {
         "names": lambda: list(index.modules()),
         "builtins": lambda: list(index.builtins()),
@@ -50,6 +49,14 @@ def test_every_one_of_a_tree(whole: Modprobe, what: str) -> None:
         "symbols": lambda: list(index.symbols()),
     }[what]()
     assert len(names) > 80
+    return names
+
+
+@pytest.mark.parametrize("what", ["names", "builtins", "aliases", "symbols"])
+def test_every_one_of_a_tree(whole: Modprobe, what: str) -> None:
+    index = Index(str(whole.directory))
+    config = modprobed.load(tree=index.directory)
+    names = everything(index, what)
 
     def depends(name: str) -> list[str]:
         return show_depends(resolve(index, config, (), name, EXACT))
@@ -60,6 +67,38 @@ def test_every_one_of_a_tree(whole: Modprobe, what: str) -> None:
     for start in range(0, len(names), BATCH):
         assert differences(whole, "-D", names[start : start + BATCH], depends) == []
         assert differences(whole, "-R", names[start : start + BATCH], resolved) == []
+
+
+# One name a run, as the kernel asks: that costs milliseconds each, so not all of the largest tree
+
+NOT_FOUND = [
+    "nosuch", "no-such", "EXT4", "ext4.ko", "ext4.ko.xz", "ext4 ", " ", "", "-", ":", "x" * 300, "é", "a\nb",
+    "*", "?", "[a-z]*", "a[b", "a]b", "a[b-c]", "fs-nosuch", "net-pf-1-proto-9", "crypto-nosuch-all", "pci:",
+    "symbol:", "symbol:nosuch", "modules.dep", "kernel/fs/ext4/ext4.ko", "/nosuch.ko", "./nosuch.ko", "./",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "about"), [("names", 600), ("builtins", 30), ("aliases", 30), ("symbols", 30)]
+)
+def test_output_and_status_one_by_one(whole: Modprobe, what: str, about: int) -> None:
+    names = everything(Index(str(whole.directory)), what)
+    sample = names[:: max(1, len(names) // about)]
+    assert len(sample) >= about
+    assert {one_by_one(whole, "-D", name) for name in sample} == {0}
+    assert {one_by_one(whole, "-R", name) for name in sample[::5]} == {0}
+
+
+@pytest.mark.parametrize("option", ["-D", "-R", "-qR"])
+def test_output_and_status_of_what_is_not_found(whole: Modprobe, option: str) -> None:
+    assert {one_by_one(whole, option, name) for name in NOT_FOUND} == {1}
+
+
+def one_by_one(real: Modprobe, option: str, name: str) -> int:
+    """Ask both for one name; return the exit status that they agree on."""
+    found = ours("modprobe", [*real.options, option, "--", name])
+    assert found == real.done(option, "--", name), name
+    return found[0]
 
 
 # Generated configurations
