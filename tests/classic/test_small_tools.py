@@ -20,7 +20,7 @@ import pytest
 
 from kmodd import __version__
 from kmodd.cli.classic import lsmod
-from support.images import image, real_modules, signed, small_modules, trees
+from support.images import compressed_modules, image, real_modules, signed, small_modules, trees
 from support.tools import Done, ours
 
 HERE = Path(__file__).parent
@@ -164,8 +164,10 @@ def test_modinfo_of_compressed_files(here):
         assert ours("modinfo", [f"{name}.gz"])[1].splitlines()[1:] == plain[1].splitlines()[1:]
 
 
-def test_modinfo_of_all_modules():
-    modules = real_modules()
+@pytest.mark.parametrize("modules", [real_modules, compressed_modules])
+def test_modinfo_of_all_modules(modules):
+    modules = modules()
+    assert len(modules) > 1000
     for at in range(0, len(modules), 500):
         some = modules[at : at + 500]
         found, wanted = ours("modinfo", some), theirs("modinfo", some)
@@ -178,7 +180,8 @@ def test_modinfo_of_all_modules():
 
 @pytest.mark.parametrize("options", ["-p", "-0", "-F alias", "-F signature", "-n"])
 def test_modinfo_of_many_modules_with_options(options):
-    status, out, err = check_same("modinfo", [*options.split(), *real_modules()[::10]])
+    modules = [*real_modules()[::10], *compressed_modules()[::10]]
+    status, out, err = check_same("modinfo", [*options.split(), *modules])
     assert (status, err) == (0, b"")
     assert len(out) > 1000
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from kmodd.errors import KmoddError
 from kmodd.image import elf
+from kmodd.image.compressed import read_module
 from kmodd.image.signature import signature
-from support.images import image, real_modules, signed, small_modules
+from support.images import compressed_modules, image, real_modules, signed, small_modules
 
 SHAPES = [(bits, little) for bits in (32, 64) for little in (True, False)]
 INFO = b"license=GPL\0\0name=thing\0parm=a:b=c\0noequals\0=nokey\0author=\xc3\xa9\xff\0last=1"
@@ -259,10 +260,10 @@ def test_older_formats():
 def test_as_modprobe_on_real_modules():
     if not os.path.exists("/sbin/modprobe"):
         pytest.skip("kmod's modprobe is not installed")
-    modules = real_modules()[::25]
+    modules = [*real_modules()[::25], *compressed_modules()[::25]]
     seen = 0
     for path in modules:
-        data = Path(path).read_bytes()
+        data = read_module(path)
         for option, read in (("--show-modversions", elf.modversions), ("--show-exports", elf.exports)):
             done = subprocess.run(
                 ["/sbin/modprobe", option, path], capture_output=True, text=True, check=False

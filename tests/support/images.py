@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TREES = (ROOT / ".cache/kernels/current/lib/modules", Path("/usr/lib/uml/modules"))
+from support.trees import CLOUD, DEBIAN, UML
+
+TREES = (DEBIAN, UML, CLOUD)
 MARK = b"~Module signature appended~\n"
 
 
@@ -52,10 +53,20 @@ def trees() -> list[Path]:
 
 @functools.cache
 def real_modules() -> list[str]:
-    """Return the paths of all real modules; skips the test where there are none."""
-    found = sorted(str(path) for tree in trees() for path in tree.rglob("*.ko"))
+    """Return the paths of all real modules that are not compressed; skips the test where there are none."""
+    return _modules(".ko")
+
+
+@functools.cache
+def compressed_modules() -> list[str]:
+    """Return the paths of all real modules that are compressed by xz; skips the test where there are none."""
+    return _modules(".ko.xz")
+
+
+def _modules(suffix: str) -> list[str]:
+    found = sorted(str(path) for tree in trees() for path in tree.rglob(f"*{suffix}"))
     if not found:
-        pytest.skip(f"no kernel modules in {' or '.join(map(str, TREES))}")
+        pytest.skip(f"no modules *{suffix} in {' or '.join(map(str, TREES))}: tools/setup test installs them")
     return found
 
 

@@ -17,7 +17,7 @@ from kmodd.tree.index import Corrupt, Index, NoTree
 from kmodd.tree.modprobed import Config, parse, parse_command_line
 from kmodd.tree.plan import Action, Rules, Verdict, resolve
 from kmodd.tree.watch import Watch
-from support.trees import UML, tree
+from support.trees import CLOUD, UML, tree
 
 TEXT = ("modules.dep", "modules.alias", "modules.symbols", "modules.builtin", "modules.builtin.modinfo")
 BIN = ("modules.dep.bin", "modules.alias.bin", "modules.symbols.bin", "modules.builtin.bin", "modules.builtin.alias.bin")  # fmt: skip
@@ -63,12 +63,14 @@ def test_text_and_bin_say_the_same(copy: Copy) -> None:
         assert index.symbol(symbol) == real.symbol(symbol)
 
 
-def test_without_depmod_the_modules_say_the_same(tmp_path: Path) -> None:
-    real = Index(str(tree(UML)))
+@pytest.mark.parametrize("folder", [UML, CLOUD], ids=["plain", "compressed"])
+def test_without_depmod_the_modules_say_the_same(folder: Path, tmp_path: Path) -> None:
+    installed = tree(folder)
+    real = Index(str(installed))
     directory = tmp_path / "6.1"
-    shutil.copytree(tree(UML) / "kernel", directory / "kernel", copy_function=os.symlink)
+    shutil.copytree(installed / "kernel", directory / "kernel", copy_function=os.symlink)
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-        shutil.copy(tree(UML) / name, directory)
+        shutil.copy(installed / name, directory)
     taken = snapshot.take(str(directory), only_trusted=False)
     assert taken.index.scanned
     assert content(taken.index) == content(real)
