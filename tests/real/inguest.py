@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import random
+import re
 import select
 import signal
 import socket
@@ -177,6 +178,24 @@ def mount(kind: str) -> int:
         libc.umount(b"/mnt")
         return 0
     return ctypes.get_errno()
+
+
+def handed_over(work: Callable[[], Any]) -> dict[str, Any]:
+    """Call `work`; return what it returned and, as the kernel traced them, the calls that hand over modules.
+
+    Each is its name and its flags, where it has any. Not the task's name: the kernel sometimes has none to show.
+    """
+    calls = "/sys/kernel/tracing/events/syscalls/sys_enter_"
+    trace = Path("/sys/kernel/tracing/trace")
+    for name in ("finit_module", "init_module"):
+        Path(f"{calls}{name}/enable").write_text("1")
+    trace.write_text("")
+    returned = work()
+    found = re.findall(r": sys_(f?init_module)\(.*?(?:flags: (\w+))?\)$", trace.read_text(), re.MULTILINE)
+    return {
+        "returned": returned,
+        "calls": [[name, int(flags, 16) if flags else None] for name, flags in found],
+    }
 
 
 def unload(names: list[str]) -> list[str]:
