@@ -7,6 +7,7 @@ tracing shows each call with the flags, the daemon's too.
 from __future__ import annotations
 
 import errno
+import lzma
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,3 +126,31 @@ path.write_bytes(whole)
     assert found["calls"] == [list(TO_DECOMPRESS)]
     answer, calls = handed_over('api("RequestModule", name="qnx4")')
     assert (answer["result"]["outcome"], calls) == ("loaded", [TO_DECOMPRESS])
+
+
+@pytest.mark.parametrize(
+    ("check", "how"),
+    [
+        (lzma.CHECK_NONE, TO_DECOMPRESS),
+        (lzma.CHECK_CRC32, TO_DECOMPRESS),
+        (lzma.CHECK_CRC64, DECOMPRESSED),
+        (lzma.CHECK_SHA256, DECOMPRESSED),
+    ],
+)
+def test_what_xz_itself_writes_loads_too(call: Call, check: int, how: Handed) -> None:
+    """The program takes CRC64, which the kernel does not know."""
+    source = """
+import lzma
+path = Path(f"/lib/modules/{os.uname().release}/kernel/fs/qnx6/qnx6.ko.xz")
+whole = path.read_bytes()
+path.write_bytes(lzma.compress(lzma.decompress(whole), check=check))
+result = handed_over(lambda: api("RequestModule", name="qnx6"))
+path.write_bytes(whole)
+assert unload(["qnx6"]) == []
+"""
+    found = call(source, check=check)
+    assert found["calls"] == [list(how)]
+    assert (found["returned"]["result"]["outcome"], found["returned"]["result"]["modules"]) == (
+        "loaded",
+        ["qnx6"],
+    )

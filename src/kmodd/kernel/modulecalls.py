@@ -15,6 +15,13 @@ IGNORE_VERMAGIC = 2
 """Flags of finit_module(2): load a module that was built for another kernel."""
 _COMPRESSED_FILE = 4  # Linux 5.17: the kernel decompresses
 _KERNEL_COMPRESSION = "/sys/module/compression"
+_HEADER = 8
+_KERNEL_CHECKS = frozenset({0, 1})
+"""Of the checks that an xz file names in its header those that the kernel knows: none, and CRC32.
+
+lib/xz, Linux 6.12. The program xz takes CRC64 where it is not told another, and the kernel refuses that with
+EINVAL, which could be the module's own: so it is not tried (dkms issue 386 and many more).
+"""
 
 
 def load_image(path: str, parameters: bytes, *, force_flags: int = 0) -> None:
@@ -32,8 +39,9 @@ def load_image(path: str, parameters: bytes, *, force_flags: int = 0) -> None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        kind = compressed.compression(os.pread(fd, 6, 0))
-        if kind is None or kind == _kernel_compression():
+        header = os.pread(fd, _HEADER, 0)
+        kind = compressed.compression(header)
+        if kind is None or (kind == _kernel_compression() and _kernel_knows(kind, header)):
             try:
                 libc.finit_module(fd, parameters, force_flags | (_COMPRESSED_FILE if kind else 0))
             except OSError as err:
@@ -67,6 +75,14 @@ def init_module(image: bytes, parameters: bytes) -> None:
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def _kernel_knows(kind: str, header: bytes) -> bool:
+    """Return whether the kernel can read a file of the compression that it has, by the file's header.
+
+    The second byte behind the magic number of xz is the kind of its checks (the .xz file format, 2.1.1.2).
+    """
+    return kind != "xz" or (len(header) == _HEADER and header[7] & 0x0F in _KERNEL_CHECKS)
 
 
 def _kernel_compression() -> str | None:
