@@ -179,8 +179,10 @@ def test_read_module(tmp_path, monkeypatch):
     where.write_bytes(bytes(4097))
     with pytest.raises(CannotDecompress, match="larger"):
         read_module(str(where))
-    with pytest.raises(CannotDecompress, match="larger"):
-        read_module("/dev/zero")  # has no size, and no end
+    os.mkfifo(tmp_path / "fifo")
+    for other in ("/dev/zero", tmp_path / "fifo"):  # without an end, and without a beginning
+        with pytest.raises(OSError, match="not a regular file"):
+            read_module(str(other))
 
 
 def test_no_descriptor_is_left(tmp_path):

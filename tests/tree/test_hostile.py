@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from kmodd.tree import binary
+from kmodd.tree import binary, modprobed
+from kmodd.tree.index import FILES, Corrupt, Index
+from kmodd.tree.modprobed import Config
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +69,71 @@ def test_a_trie_that_is_a_circle() -> None:
     data = HEADER + struct.pack(">I", 0x20000000 | 12) + b"aa" + struct.pack(">I", 0x20000000 | 12)
     with pytest.raises(binary.CorruptIndex, match="circle"):
         list(binary.entries(data))
+
+
+# What is no file
+
+
+def config_of(directory: Path) -> Config:
+    return modprobed.load([str(directory)])
+
+
+def test_no_regular_file_in_modprobe_d(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.conf")
+    (tmp_path / "b.conf").mkdir()
+    (tmp_path / "c.conf").symlink_to("c.conf")
+    (tmp_path / "d.conf").symlink_to("/dev/zero")
+    (tmp_path / "e.conf").symlink_to("/dev/null")
+    (tmp_path / "f.conf").symlink_to("nowhere")
+    (tmp_path / "g.conf").write_text("blacklist g\n")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "h.conf"))
+        found = config_of(tmp_path)
+    assert list(found.blacklist) == ["g"]
+    told = {os.path.basename(problem.place.file): problem.text for problem in found.problems}
+    assert told == {
+        "a.conf": "cannot be read: it is not a regular file",
+        "c.conf": f"cannot be read: {os.strerror(errno.ELOOP)}",
+        "d.conf": "cannot be read: it is not a regular file",
+        "h.conf": f"cannot be read: {os.strerror(errno.ENXIO)}",
+    }
+
+
+def test_a_pipe_that_is_named(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"blacklist a\n")
+    os.close(writing)
+    assert list(modprobed.load([f"/dev/fd/{reading}"]).blacklist) == ["a"]
+    os.close(reading)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_regular_file_in_a_tree(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    os.mkfifo(tmp_path / "x.ko")
+    index = Index(str(tmp_path))
+    if name in {"modules.order", "modules.softdep", "modules.weakdep"}:
+        index.load_all()
+        assert [str(problem) for problem in index.problems] == [
+            f"{tmp_path}/x.ko is left out: it is not a regular file"
+        ]
+    elif index_needs(name):
+        with pytest.raises(Corrupt, match="not a regular file"):
+            index.load_all()
+
+
+def index_needs(name: str) -> bool:
+    """A scan, where there is no modules.dep, finds all aliases."""
+    return not name.startswith("modules.alias")
+
+
+def test_circles_of_links(tmp_path: Path) -> None:
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/again").symlink_to("..")
+    (tmp_path / "kernel/self").symlink_to("self")
+    (tmp_path / "kernel/x.ko").symlink_to("x.ko")
+    index = Index(str(tmp_path))
+    index.load_all()
+    assert not list(index.modules())
+    (problem,) = index.problems
+    assert "x.ko is left out" in problem

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno as _errno
 import io
-import os
 
 from kmodd.errors import KmoddError
+from kmodd.image import whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,30 +159,13 @@ def read_module(path: str) -> bytes:
     """Return the plain image in a module's file.
 
     Raises:
-        OSError: it cannot be opened or read; it is a directory.
+        OSError: it cannot be opened or read; it is no regular file.
         CannotDecompress: it is compressed, and damaged; or it is larger than 512 MiB.
     """
-    data = read_file(path)
-    return data if compression(data[:_HEADER]) is None else decompress(data)
-
-
-def read_file(path: str) -> bytes:
-    """Return a file as it is.
-
-    Raises:
-        OSError: it cannot be opened or read; it is a directory.
-        CannotDecompress: it is larger than 512 MiB.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        pieces: list[bytes] = []
-        size, total = os.fstat(fd).st_size, 0
-        while size <= LIMIT and total <= LIMIT:
-            piece = os.read(fd, max(_OUTPUT, size + 1 - total))
-            if not piece:
-                return b"".join(pieces)
-            pieces.append(piece)
-            total += len(piece)
-        raise CannotDecompress(f"it is larger than {LIMIT >> 20} MiB", _errno.EFBIG)
-    finally:
-        os.close(fd)
+        data = whole.read(path, LIMIT)
+    except OSError as err:
+        if err.errno == _errno.EFBIG:
+            raise CannotDecompress(err.strerror or str(err), _errno.EFBIG) from err
+        raise
+    return data if compression(data[:_HEADER]) is None else decompress(data)

@@ -37,7 +37,8 @@ def load_image(path: str, parameters: bytes, *, force_flags: int = 0) -> None:
         OSError: the file cannot be read, or the kernel refuses the module.
         KmoddError: the file cannot be decompressed, or forced, because it is damaged.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Not to wait for who writes to a FIFO: the kernel takes regular files alone.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         header = os.pread(fd, _HEADER, 0)
         kind = compressed.compression(header)

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kmodd.errors import KmoddError
+from kmodd.image import whole
 from kmodd.tree import binary
 from kmodd.tree.aliases import AliasTable
 from kmodd.tree.glob import BadBrackets, normalise
 
-_FILE_MAX = 512 << 20
+_FILE_MAX = 64 << 20
+"""Bytes. The largest, of a kernel with everything in modules, has some 3 million."""
 FILES = (
     "modules.dep",
     "modules.dep.bin",
@@ -198,15 +200,11 @@ class Index:
     def _bytes(self, name: str) -> bytes | None:
         path = f"{self.directory}/{name}"
         try:
-            with open(path, "rb") as file:
-                data = file.read(_FILE_MAX + 1)
+            return whole.read(path, _FILE_MAX)
         except FileNotFoundError:
             return None
         except OSError as err:
             raise Corrupt(f"cannot read {path}: {err.strerror}") from err
-        if len(data) > _FILE_MAX:
-            raise Corrupt(f"{path} is larger than {_FILE_MAX >> 20} MiB")
-        return data
 
     def _lines(self, name: str) -> list[str] | None:
         """Return the lines of a text file; None where it is not there.

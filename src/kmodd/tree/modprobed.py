@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from kmodd.image import whole
 from kmodd.tree.glob import BadBrackets, is_literal, matches, normalise
 
 DIRECTORIES = (
@@ -201,31 +202,25 @@ def load(
     change, as whoever loads modules on behalf of others must.
     """
     config = Config()
-    names, problems = files(paths, tree)
+    named = tuple(paths)
+    names, problems = files(named, tree)
     config.problems += problems
     for path in names:
         try:
             if only_trusted and (why := untrusted(path)):
                 config.problems.append(Problem(Place(path, 0), f"left out: {why}"))
                 continue
-            text = _read(path)
+            # A path that is named may be a pipe, as `modprobe -C <(…)` has it.
+            data = whole.read(path, _FILE_MAX, pipe=path in named)
         except FileNotFoundError:
             continue
         except OSError as err:
             config.problems.append(Problem(Place(path, 0), f"cannot be read: {err.strerror}"))
             continue
-        parse(config, text, path)
+        parse(config, data.decode("utf-8", errors="surrogateescape"), path)
     if command_line is not None:
         parse_command_line(config, command_line)
     return config
-
-
-def _read(path: str) -> str:
-    with open(path, "rb") as file:
-        data = file.read(_FILE_MAX + 1)
-    if len(data) > _FILE_MAX:
-        raise OSError(27, f"larger than {_FILE_MAX >> 20} MiB")
-    return data.decode("utf-8", errors="surrogateescape")
 
 
 # Lines

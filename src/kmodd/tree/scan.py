@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kmodd.errors import KmoddError
-from kmodd.image import compressed, elf
+from kmodd.image import compressed, elf, whole
 from kmodd.tree.glob import BadBrackets, normalise
 
 _ENDINGS = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _PROBLEMS_MAX = 20
+_ORDER_MAX = 16 << 20
+"""Bytes of modules.order."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ def scan(directory: str) -> Scanned:
     found = Scanned()
     paths: dict[str, str] = {}
     direct: dict[str, tuple[str, ...]] = {}
+    softdeps: list[str] = []
     unreadable = 0
     for path in _ordered(directory, sorted(_files(directory))):
         name = os.path.basename(path).partition(".")[0].replace("-", "_")
@@ -48,7 +51,8 @@ def scan(directory: str) -> Scanned:
         except (OSError, KmoddError) as err:
             unreadable += 1
             if unreadable <= _PROBLEMS_MAX:
-                found.problems.append(f"{directory}/{path} is left out: {err}")
+                why = err.strerror if isinstance(err, OSError) else err
+                found.problems.append(f"{directory}/{path} is left out: {why}")
             continue
         paths[name] = path
         direct[name] = ()
@@ -59,7 +63,8 @@ def scan(directory: str) -> Scanned:
                 with contextlib.suppress(BadBrackets):
                     found.aliases.append((normalise(value), name))
             elif key in {"softdep", "weakdep"}:
-                found.softdeps += f"{key} {name} {value}\n"
+                softdeps.append(f"{key} {name} {value}\n")
+    found.softdeps = "".join(softdeps)
     if unreadable > _PROBLEMS_MAX:
         found.problems.append(f"{directory}: {unreadable} modules in all cannot be read")
     for name, path in paths.items():
@@ -89,8 +94,8 @@ def _files(directory: str) -> Iterator[str]:
 def _ordered(directory: str, paths: list[str]) -> list[str]:
     """Return the files in the order of modules.order, `updates` first and what it does not name last."""
     try:
-        with open(f"{directory}/modules.order", encoding="utf-8", errors="surrogateescape") as file:
-            order = {line.rstrip("\n"): number for number, line in enumerate(file)}
+        text = whole.read(f"{directory}/modules.order", _ORDER_MAX).decode("utf-8", errors="surrogateescape")
+        order = {line: number for number, line in enumerate(text.split("\n"))}
     except OSError:
         order = {}
 
