@@ -137,3 +137,24 @@ def test_circles_of_links(tmp_path: Path) -> None:
     assert not list(index.modules())
     (problem,) = index.problems
     assert "x.ko is left out" in problem
+
+
+# A tree's files
+
+
+def test_one_alias_of_many_modules(tmp_path: Path) -> None:
+    (tmp_path / "modules.dep").write_text("kernel/a.ko:\n")
+    lines = "".join(f"alias x m{number}\n" for number in range(200_000))
+    (tmp_path / "modules.alias").write_text(lines)
+    (tmp_path / "modules.symbols").write_text(lines.replace(" x ", " symbol:x "))
+    index = Index(str(tmp_path))
+    index.load_all()
+    assert len(index.alias("x")) == len(index.symbol("symbol:x")) == 200_000
+
+
+@pytest.mark.parametrize(("name", "line"), [("modules.dep", "nonsense"), ("modules.alias", "alias a")])
+def test_a_line_that_is_wrong_is_named(tmp_path: Path, name: str, line: str) -> None:
+    (tmp_path / "modules.dep").write_text("kernel/a.ko:\n")
+    (tmp_path / name).write_text(f"{'a.ko:' if name == 'modules.dep' else '#'}\n{line}\n")
+    with pytest.raises(Corrupt, match=f"/{name}:2: '{line}' is no line of depmod's"):
+        Index(str(tmp_path)).load_all()

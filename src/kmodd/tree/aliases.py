@@ -8,7 +8,7 @@ there are many, by a literal that must come later (`acpi*:PNP0501:*`), found fro
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kmodd.tree.glob import is_literal, matches, prefix_length
 
@@ -78,7 +78,7 @@ class AliasTable:
         self._modules: list[str] = []
         self._module_of = array("I")
         self._patterns: list[str] = []
-        self._exact: dict[str, int | tuple[int, ...]] = {}
+        self._exact: dict[str, int | list[int]] = {}
         # By what stands before the first colon: the lengths of the literal prefixes, and what each has.
         self._wild: dict[str, tuple[tuple[int, ...], dict[str, _Found]]] = {}
         numbers: dict[str, int] = {}
@@ -91,8 +91,11 @@ class AliasTable:
             self._module_of.append(number)
             if is_literal(pattern):
                 self._patterns.append("")
-                before = self._exact.get(pattern)
-                self._exact[pattern] = line if before is None else (*_lines(before), line)
+                before = self._exact.setdefault(pattern, line)
+                if isinstance(before, list):
+                    before.append(line)
+                elif before != line:
+                    self._exact[pattern] = [before, line]
             else:
                 self._patterns.append(pattern)
                 wild.setdefault(pattern[: prefix_length(pattern)], []).append(line)
@@ -143,8 +146,8 @@ class AliasTable:
         ]
 
 
-def _lines(found: int | tuple[int, ...]) -> tuple[int, ...]:
-    return found if isinstance(found, tuple) else (found,)
+def _lines(found: int | Sequence[int]) -> Sequence[int]:
+    return (found,) if isinstance(found, int) else found
 
 
 def _head(text: str) -> str:

@@ -12,6 +12,9 @@ import re
 
 from kmodd.errors import KmoddError
 
+LONGEST = 4096
+"""Characters of a name or pattern; a longer one names nothing that may be asked for."""
+
 _SPECIAL = frozenset("*?[\\")
 _CLASSES = {
     "alnum": "0-9A-Za-z",
@@ -30,15 +33,17 @@ _CLASSES = {
 
 
 class BadBrackets(KmoddError):
-    """A name or pattern whose brackets do not pair (EINVAL)."""
+    """A name or pattern whose brackets do not pair, or that is too long (kmod: EINVAL for both)."""
 
 
 def normalise(text: str) -> str:
     """Return a name or pattern as modprobe compares it: `-` becomes `_`, except inside `[...]`.
 
     Raises:
-        BadBrackets: a `[` is not closed, or a `]` not opened (as kmod: EINVAL).
+        BadBrackets: a `[` is not closed, or a `]` not opened (as kmod: EINVAL); or it is too long.
     """
+    if len(text) > LONGEST:
+        raise BadBrackets(f"{text[:64]}... has more than {LONGEST} characters")
     if "[" not in text and "]" not in text:
         return text.replace("-", "_")
     out: list[str] = []
@@ -46,17 +51,21 @@ def normalise(text: str) -> str:
     while at < len(text):
         char = text[at]
         if char == "]":
-            raise BadBrackets(f"unmatched bracket in {text}")
+            raise _unmatched(text)
         if char == "[":
             end = text.find("]", at)
             if end < 0:
-                raise BadBrackets(f"unmatched bracket in {text}")
+                raise _unmatched(text)
             out.append(text[at : end + 1])
             at = end + 1
             continue
         out.append("_" if char == "-" else char)
         at += 1
     return "".join(out)
+
+
+def _unmatched(text: str) -> BadBrackets:
+    return BadBrackets(f"unmatched bracket in {text if len(text) <= 64 else text[:64] + '...'}")
 
 
 def is_literal(pattern: str) -> bool:

@@ -16,7 +16,7 @@ from kmodd.errors import KmoddError
 from kmodd.image import whole
 from kmodd.tree import binary
 from kmodd.tree.aliases import AliasTable
-from kmodd.tree.glob import BadBrackets, normalise
+from kmodd.tree.glob import LONGEST, BadBrackets, normalise
 
 _FILE_MAX = 64 << 20
 """Bytes. The largest, of a kernel with everything in modules, has some 3 million."""
@@ -124,8 +124,8 @@ class Index:
 
     def symbol(self, name: str) -> list[str]:
         """Return the modules that export a symbol, given as `symbol:NAME`."""
-        found = self._symbols().get(name)
-        return [] if found is None else [found] if isinstance(found, str) else list(found)
+        found = self._symbols().get(name, ())
+        return [found] if isinstance(found, str) else list(found)
 
     def is_builtin(self, module: str) -> bool:
         """Return whether a module is part of the kernel image."""
@@ -176,8 +176,8 @@ class Index:
         found: AliasTable = self._table("aliases", lambda: AliasTable(self._read_aliases()))
         return found
 
-    def _symbols(self) -> dict[str, str | tuple[str, ...]]:
-        found: dict[str, str | tuple[str, ...]] = self._table("symbols", self._read_symbols)
+    def _symbols(self) -> dict[str, str | list[str]]:
+        found: dict[str, str | list[str]] = self._table("symbols", self._read_symbols)
         return found
 
     def _builtin(self) -> frozenset[str]:
@@ -221,6 +221,9 @@ class Index:
             raise Corrupt(f"{self.directory}/{name} is no text: it is damaged")
         return data.decode("utf-8", errors="surrogateescape").split("\n")[:-1]
 
+    def _no_line(self, name: str, number: int, line: str) -> Corrupt:
+        return Corrupt(f"{self.directory}/{name}:{number}: {line[:80]!r} is no line of depmod's")
+
     def _entries(self, name: str) -> list[tuple[str, str, int]] | None:
         data = self._bytes(name)
         if not data:
@@ -258,10 +261,10 @@ class Index:
         if not lines:
             return None  # an empty one is what a lost write leaves: the modules know better
         modules = {}
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             path, colon, _dependencies = line.partition(":")
             if not colon:
-                raise Corrupt(f"{self.directory}/modules.dep: {line[:80]!r} is no line of depmod's")
+                raise self._no_line("modules.dep", number, line)
             modules[module_name(path)] = line
         return modules
 
@@ -286,7 +289,7 @@ class Index:
         if lines is None:
             return None
         found = []
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if not line or line[0] == "#":
                 continue
             words = line.split(" ")
@@ -294,7 +297,7 @@ class Index:
                 # An alias may hold a blank, which no name that is asked for does.
                 if words[0] == "alias" and len(words) > 3:
                     continue
-                raise Corrupt(f"{self.directory}/{name}: {line[:80]!r} is no line of depmod's")
+                raise self._no_line(name, number, line)
             with contextlib.suppress(BadBrackets):
                 found.append((normalise(words[1]), words[2]))
         return found
@@ -304,18 +307,20 @@ class Index:
         if entries is None:
             return None
         entries.sort(key=lambda entry: entry[2])
-        return [(key, value) for key, value, _priority in entries]
+        return [(key, value) for key, value, _priority in entries if len(key) <= LONGEST]
 
-    def _read_symbols(self) -> dict[str, str | tuple[str, ...]]:
+    def _read_symbols(self) -> dict[str, str | list[str]]:
         found: list[tuple[str, str]] | None = self._either(
             lambda: self._text_aliases("modules.symbols"),
             lambda: self._binary_aliases("modules.symbols.bin"),
         )
-        symbols: dict[str, str | tuple[str, ...]] = {}
+        symbols: dict[str, str | list[str]] = {}
         for symbol, module in found or ():
             before = symbols.setdefault(symbol, module)
-            if before != module:
-                symbols[symbol] = (*((before,) if isinstance(before, str) else before), module)
+            if isinstance(before, list):
+                before.append(module)
+            elif before != module:
+                symbols[symbol] = [before, module]
         return symbols
 
     def _read_builtin(self) -> frozenset[str]:
