@@ -14,7 +14,8 @@ import pytest
 
 from kmodd.tree import binary, modprobed
 from kmodd.tree.index import FILES, Corrupt, Index
-from kmodd.tree.modprobed import Config
+from kmodd.tree.modprobed import Config, parse
+from kmodd.tree.snapshot import Snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +138,66 @@ def test_circles_of_links(tmp_path: Path) -> None:
     assert not list(index.modules())
     (problem,) = index.problems
     assert "x.ko is left out" in problem
+
+
+# Lines
+
+
+def parsed(text: str) -> Config:
+    found = Config()
+    parse(found, text, "x.conf")
+    return found
+
+
+def test_what_is_wrong_is_told_a_thousand_times() -> None:
+    found = parsed("nonsense\n" * 300_000)
+    assert len(found.problems) == 1001
+    assert (
+        str(found.problems[-1]) == "x.conf:1001: 'nonsense' is no directive; what else is wrong is not told"
+    )
+
+
+@pytest.mark.parametrize("text", ["[" * 1_000_000, "?" * 1_000_000, "[\\]" * 1_000_000, "a" * 1_000_000])
+def test_a_pattern_without_an_end(text: str) -> None:
+    found = parsed(
+        f"alias {text} a\noptions {text} x=1\nalias b {text}\nsoftdep c pre: {text}\nblacklist d\n"
+    )
+    assert [problem.place.line for problem in found.problems] == [1, 2, 3]
+    assert all(len(str(problem)) < 200 for problem in found.problems)
+    assert "d" in found.blacklist
+
+
+def test_bytes_of_every_kind() -> None:
+    found = parsed("alias a\0b c\r\n\udcff\udcfe x\nalias \udcff d\n\\\n\\\n\nblacklist e\\")
+    assert [(line.pattern, line.module) for line in found.aliases.items] == [("ab", "c\r"), ("\udcff", "d")]
+    assert [problem.place.line for problem in found.problems] == [2]
+    assert "e" in found.blacklist
+
+
+def test_wildcards_without_an_end() -> None:
+    found = parsed("".join(f"alias {number}? a\n" for number in range(20_000)) + "alias b a\n")
+    assert len(found.problems) == 1001
+    assert "more than 10000 such lines" in str(found.problems[0])
+    assert found.aliases.find(["b"])
+
+
+def test_more_than_all_files_may_have(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.conf").write_text(f"blacklist {name}\n#" + "x" * (6 << 20))
+    (tmp_path / "0.conf").write_bytes(bytes(17 << 20))
+    found = config_of(tmp_path)
+    assert list(found.blacklist) == ["a", "b"]
+    assert list(map(str, found.problems)) == [
+        f"{tmp_path}/0.conf: cannot be read: it is larger than 16 MiB",
+        f"{tmp_path}/c.conf: left out: all files have more than 16 MiB",
+    ]
+
+
+def test_problems_are_printable() -> None:
+    found = parsed("alias \x1b[31m\udcff a\n")
+    index = Index("/")
+    (text,) = Snapshot(index, found, ()).problems()
+    assert text == "x.conf:1: unmatched bracket in \\x1b[31m\\xff"
 
 
 # A tree's files

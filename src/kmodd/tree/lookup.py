@@ -52,7 +52,7 @@ def lookup(index: Index, config: Config, name: str) -> list[Match]:
     """Return the modules that a name stands for, in the order in which they are loaded; empty: none.
 
     Raises:
-        BadBrackets: the name holds brackets that do not pair.
+        BadBrackets: the name holds brackets that do not pair, or is longer than 4096 characters.
     """
     plain = normalise(name)
     if config.aliases.items and (configured := config.aliases.find((plain,))):
@@ -62,7 +62,7 @@ def lookup(index: Index, config: Config, name: str) -> list[Match]:
             return [Match(plain, Found.NAME)]
     elif plain.startswith("symbol:") and (exporting := index.symbol(plain)):
         return [Match(module, Found.SYMBOL, plain) for module in exporting]
-    if any(line.pattern == plain for lines in (config.install, config.remove) for line in lines.items):
+    if plain in config.install or plain in config.remove:
         return [Match(plain, Found.COMMAND)]
     if modules := index.alias(plain):
         return [Match(module, Found.ALIAS, plain) for module in modules]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from kmodd.errors import KmoddError
 from kmodd.image import whole
 from kmodd.tree.glob import BadBrackets, is_literal, matches, normalise
 
@@ -25,6 +26,10 @@ DIRECTORIES = (
 """Where configuration is, the highest first: a file name there masks the same name further down."""
 
 _FILE_MAX = 16 << 20
+"""Bytes of a file, and of all files together."""
+_PROBLEMS_MAX = 1000
+_WILD_MAX = 10_000
+"""Lines with wildcards of one directive: every name is compared with each of them."""
 _BLANK = " \t"
 _TREE_FILES = ("modules.softdep", "modules.weakdep")
 
@@ -91,6 +96,10 @@ class Softdep:
     place: Place
 
 
+class TooMany(KmoddError):
+    """More lines with wildcards than a name can be compared with."""
+
+
 class _HasPattern(Protocol):
     @property
     def pattern(self) -> str: ...
@@ -102,18 +111,37 @@ T = TypeVar("T", bound=_HasPattern)
 class Lines(Generic[T]):
     """Directives with a pattern, in the order in which they were read."""
 
-    __slots__ = ("_literal", "_wild", "items")
+    __slots__ = ("_literal", "_patterns", "_wild", "items")
 
     def __init__(self) -> None:
         self.items: list[T] = []
         self._literal: dict[str, list[int]] = {}
         self._wild: list[int] = []
+        self._patterns: set[str] = set()
 
     def add(self, item: T) -> None:
-        """Add the next one."""
-        where = self._literal.setdefault(item.pattern, []) if is_literal(item.pattern) else self._wild
-        where.append(len(self.items))
+        """Add the next one.
+
+        Raises:
+            TooMany: there are 10,000 with wildcards.
+        """
+        if is_literal(item.pattern):
+            self._literal.setdefault(item.pattern, []).append(len(self.items))
+        elif len(self._wild) < _WILD_MAX:
+            self._wild.append(len(self.items))
+            self._patterns.add(item.pattern)
+        else:
+            raise TooMany(f"there are more than {_WILD_MAX} such lines with wildcards")
         self.items.append(item)
+
+    def __contains__(self, pattern: str) -> bool:
+        """Whether one has exactly this pattern."""
+        return pattern in self._literal or pattern in self._patterns
+
+    @property
+    def wild(self) -> int:
+        """How many have wildcards."""
+        return len(self._wild)
 
     def find(self, names: Iterable[str]) -> list[T]:
         """Return those whose pattern matches one of a module's names, in order, each once."""
@@ -136,11 +164,24 @@ class Config:
     softdeps: Lines[Softdep] = field(default_factory=Lines)
     weakdeps: Lines[Softdep] = field(default_factory=Lines)
     problems: list[Problem] = field(default_factory=list)
+    _options: dict[str, list[int]] = field(default_factory=dict)
+
+    def add_options(self, item: Options) -> None:
+        """Add the next `options` line."""
+        self._options.setdefault(item.module, []).append(len(self.options))
+        self.options.append(item)
+
+    def add_problem(self, place: Place, text: str) -> None:
+        """Note what is wrong; of a thousand such things and more the rest is left out."""
+        if len(self.problems) < _PROBLEMS_MAX:
+            self.problems.append(Problem(place, text))
+        elif len(self.problems) == _PROBLEMS_MAX:
+            self.problems.append(Problem(place, f"{text}; what else is wrong is not told"))
 
     def parameters_of(self, names: Iterable[str]) -> str:
         """Return what the `options` lines of exactly one of a module's names say, one after the other."""
-        wanted = tuple(names)
-        return " ".join(line.parameters for line in self.options if line.module in wanted)
+        found = sorted({at for name in names for at in self._options.get(name, ())})
+        return " ".join(self.options[at].parameters for at in found)
 
 
 # Files
@@ -204,19 +245,25 @@ def load(
     config = Config()
     named = tuple(paths)
     names, problems = files(named, tree)
-    config.problems += problems
+    for problem in problems:
+        config.add_problem(problem.place, problem.text)
+    total = 0
     for path in names:
         try:
             if only_trusted and (why := untrusted(path)):
-                config.problems.append(Problem(Place(path, 0), f"left out: {why}"))
+                config.add_problem(Place(path, 0), f"left out: {why}")
                 continue
             # A path that is named may be a pipe, as `modprobe -C <(…)` has it.
             data = whole.read(path, _FILE_MAX, pipe=path in named)
         except FileNotFoundError:
             continue
         except OSError as err:
-            config.problems.append(Problem(Place(path, 0), f"cannot be read: {err.strerror}"))
+            config.add_problem(Place(path, 0), f"cannot be read: {err.strerror}")
             continue
+        total += len(data)
+        if total > _FILE_MAX:
+            config.add_problem(Place(path, 0), f"left out: all files have more than {_FILE_MAX >> 20} MiB")
+            break
         parse(config, data.decode("utf-8", errors="surrogateescape"), path)
     if command_line is not None:
         parse_command_line(config, command_line)
@@ -261,10 +308,10 @@ def parse(config: Config, text: str, path: str) -> None:
             continue
         try:
             problem = _directive(config, directive, rest, place)
-        except BadBrackets as err:
+        except (BadBrackets, TooMany) as err:
             problem = str(err)
         if problem:
-            config.problems.append(Problem(place, problem))
+            config.add_problem(place, problem)
 
 
 def _directive(config: Config, directive: str, rest: str, place: Place) -> str | None:
@@ -297,7 +344,7 @@ def _with_text(config: Config, directive: str, name: str, text: str, place: Plac
         return f"{directive} lacks what follows the name"
     match directive:
         case "options":
-            config.options.append(Options(name, text, place))
+            config.add_options(Options(name, text, place))
         case "install":
             config.install.add(Command(name, text, place))
         case "remove":
@@ -340,9 +387,9 @@ def parse_command_line(config: Config, text: str) -> None:
                     config.blacklist.setdefault(item, place)
             continue
         try:
-            config.options.append(Options(normalise(module), rest, place))
+            config.add_options(Options(normalise(module), rest, place))
         except BadBrackets as err:
-            config.problems.append(Problem(place, str(err)))
+            config.add_problem(place, str(err))
 
 
 def _words(text: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from kmodd import names
 from kmodd.tree import modprobed
 from kmodd.tree.index import FILES, Index
 from kmodd.tree.modprobed import DIRECTORIES, Config
@@ -26,8 +27,9 @@ class Snapshot:
     signature: Signature
 
     def problems(self) -> list[str]:
-        """Return what was wrong with the files, in sentences."""
-        return [*self.index.problems, *map(str, self.config.problems)]
+        """Return what was wrong with the files, in sentences of printable characters."""
+        found = (*self.index.problems, *map(str, self.config.problems))
+        return [names.printable(os.fsencode(problem)) for problem in found]
 
 
 def sign(directory: str) -> Signature:
