@@ -15,6 +15,7 @@ import pytest
 from kmodd.tree import binary, modprobed
 from kmodd.tree.index import FILES, Corrupt, Index
 from kmodd.tree.modprobed import Config, parse
+from kmodd.tree.plan import Rules, TooLarge, resolve
 from kmodd.tree.snapshot import Snapshot
 
 
@@ -219,3 +220,58 @@ def test_a_line_that_is_wrong_is_named(tmp_path: Path, name: str, line: str) -> 
     (tmp_path / name).write_text(f"{'a.ko:' if name == 'modules.dep' else '#'}\n{line}\n")
     with pytest.raises(Corrupt, match=f"/{name}:2: '{line}' is no line of depmod's"):
         Index(str(tmp_path)).load_all()
+
+
+# Plans
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Index:
+    """Modules m0 to m19999 that need nothing."""
+    (tmp_path / "modules.dep").write_text("".join(f"kernel/m{number}.ko:\n" for number in range(20_000)))
+    return Index(str(tmp_path))
+
+
+def test_soft_dependencies_that_multiply(many: Index) -> None:
+    """Each module wants all of the next level, which would be 2 to the power of 64 ways."""
+    lines = (
+        f"softdep m{n} pre: m{n // 2 * 2 + 2} m{n // 2 * 2 + 3} post: m{n // 2 * 2 + 2}\n" for n in range(200)
+    )
+    plan = resolve(many, parsed("".join(lines)), (), "m0")
+    assert len(plan.targets[0].steps) == 129  # 64 levels of two modules, and the first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Many names, each of which stands for many modules.
+        "".join(f"alias x* m{n}\n" for n in range(9000))
+        + f"softdep m1 pre: {' '.join(f'x{n}' for n in range(9000))}\n",
+        "softdep m* pre: " + " ".join(f"m{n}" for n in range(5000)) + "\n",
+        "softdep m1 pre: " + "nosuch " * 2_000_000 + "\n",
+        # The name itself stands for all, each with soft dependencies.
+        "".join(f"alias m1 m{n}\n" for n in range(9000))
+        + f"softdep m* pre: {' '.join(f'm{n}' for n in range(900))}\n",
+        # And each has the options of the name.
+        "".join(f"alias m1 m{n}\n" for n in range(9000)) + f"options m1 x={'y' * 1_000_000}\n",
+    ],
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_plans_without_an_end(many: Index, text: str, exact: bool) -> None:
+    with pytest.raises(TooLarge):
+        resolve(many, parsed(text), (), "m1", Rules(exact=exact))
+
+
+def test_modules_that_need_each_other(tmp_path: Path) -> None:
+    lines = [
+        f"m{n}.ko: {' '.join(f'm{other}.ko' for other in range(300) if other != n)}\n" for n in range(300)
+    ]
+    (tmp_path / "modules.dep").write_text("".join(lines))
+    index = Index(str(tmp_path))
+    config = parsed("softdep m* pre: m1 m2 m3 post: m1 m299\n")
+    for exact in (False, True):
+        try:
+            plan = resolve(index, config, (), "m0", Rules(exact=exact))
+        except TooLarge:
+            continue
+        assert {step.module for step in plan.targets[0].steps} == {f"m{n}" for n in range(300)}

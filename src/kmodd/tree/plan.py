@@ -15,10 +15,33 @@ from kmodd.tree.modprobed import Config, Softdep
 _DEPTH_MAX = 64
 """How deep soft dependencies of soft dependencies are followed; they may be written as a circle."""
 _STEPS_MAX = 20_000
+_WORK_MAX = 500_000
+"""Comparisons, look-ups and dependencies of a request: tenths of a second. A real plan has some thousand."""
+_CHARACTERS = 64
+"""Characters of parameters that count as much as a look-up."""
 
 
 class TooLarge(KmoddError):
     """The configuration makes more steps of a name than any machine has modules."""
+
+
+class _Budget:
+    """How much work a request may still make: soft dependencies multiply."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = _WORK_MAX
+
+    def spend(self, amount: int) -> None:
+        """Take some of it.
+
+        Raises:
+            TooLarge: there is no more.
+        """
+        self._left -= amount
+        if self._left < 0:
+            raise TooLarge(f"more than {_WORK_MAX} look-ups for one name: see the lines of modprobe.d")
 
 
 class Action(enum.Enum):
@@ -167,17 +190,28 @@ def resolve(index: Index, config: Config, live: Container[str], name: str, rules
 
     Raises:
         BadBrackets: the name holds brackets that do not pair.
-        TooLarge: the configuration leads into more than 20,000 steps.
+        TooLarge: the configuration leads into more than 20,000 steps of a module, or far too many look-ups.
     """
     matches = lookup(index, config, name)
     if not rules.exact:
         # Several patterns of one module may match.
         matches = list({match.module: match for match in reversed(matches)}.values())[::-1]
-    return Plan(name, tuple(target(index, config, live, match, rules) for match in matches))
+    budget = _Budget()
+    return Plan(name, tuple(_target(index, config, live, match, rules, budget) for match in matches))
 
 
 def target(index: Index, config: Config, live: Container[str], match: Match, rules: Rules) -> Target:
-    """Return what is done for one of the modules that a name stands for."""
+    """Return what is done for one of the modules that a name stands for.
+
+    Raises:
+        TooLarge: the configuration leads into more than 20,000 steps, or far too many look-ups.
+    """
+    return _target(index, config, live, match, rules, _Budget())
+
+
+def _target(
+    index: Index, config: Config, live: Container[str], match: Match, rules: Rules, budget: _Budget
+) -> Target:
     why = match.found.value if match.alias is None else f"{match.found.value} {match.alias}"
     if match.module in live:
         return Target(match.module, why, Verdict.LIVE, ())
@@ -187,7 +221,7 @@ def target(index: Index, config: Config, live: Container[str], match: Match, rul
         return Target(match.module, why, Verdict.BUILT_IN, ())
     if blacklisted:
         return Target(match.module, why, Verdict.BLACKLISTED, (), str(held))
-    walk = _Walk(index, config, live, rules)
+    walk = _Walk(index, config, live, rules, budget)
     steps = walk.steps(match)
     return Target(match.module, why, Verdict.LOAD, steps, unpaired=tuple(walk.unpaired))
 
@@ -207,11 +241,15 @@ class _Entry:
 class _Walk:
     """The modules of one target in the order of modprobe: dependencies, pre, the module, post."""
 
-    def __init__(self, index: Index, config: Config, live: Container[str], rules: Rules) -> None:
+    def __init__(
+        self, index: Index, config: Config, live: Container[str], rules: Rules, budget: _Budget
+    ) -> None:
         self._index = index
         self._config = config
         self._live = live
         self._rules = rules
+        self._budget = budget
+        self._looked_up: dict[str, list[Match] | None] = {}
         self._visited: set[tuple[str, ...]] = set()
         self._entries: list[_Entry] = []
         self._number: dict[str, int] = {}
@@ -219,7 +257,7 @@ class _Walk:
 
     def steps(self, match: Match) -> tuple[Step, ...]:
         self._named = match
-        needed = [Match(module, Found.NAME) for module in self._index.dependencies(match.module)]
+        needed = [Match(module, Found.NAME) for module in self._dependencies(match.module)]
         self._required = {self._key(one) for one in (match, *needed)}
         self._probe(match, "requested", None, 0, commands=not self._rules.ignore_commands)
         return tuple(self._step(number, entry) for number, entry in enumerate(self._entries))
@@ -240,12 +278,12 @@ class _Walk:
         self._visited.add(key)
         if not commands:
             # -i leaves out the named module's soft dependencies, not what it needs.
-            for dependency in self._index.dependencies(match.module):
+            for dependency in self._dependencies(match.module):
                 why = f"dependency of {match.module}"
                 self._with_softdeps(Match(dependency, Found.NAME), why, match.module, depth, None)
             self._add(match, reason, parent, (), behind, commands=False)
             return
-        for dependency in self._index.dependencies(match.module):
+        for dependency in self._dependencies(match.module):
             self._with_softdeps(
                 Match(dependency, Found.NAME), f"dependency of {match.module}", match.module, depth, behind
             )
@@ -256,6 +294,7 @@ class _Walk:
     ) -> None:
         if not self._rules.exact and match.module in self._number:
             return
+        self._budget.spend(1 + self._config.softdeps.wild)
         softdeps = self._config.softdeps.find((match.module,))
         if self._rules.exact:
             softdeps = softdeps[:1]
@@ -278,17 +317,27 @@ class _Walk:
 
     def _noted(self, name: str) -> list[Match]:
         """Look a soft dependency up, and note where its brackets do not pair."""
-        try:
-            return lookup(self._index, self._config, name)
-        except KmoddError:
+        found = self._lookup(name)
+        if found is None:
             self.unpaired.append(name)
-            return []
+        return found or []
 
-    def _lookup(self, name: str) -> list[Match]:
-        try:
-            return lookup(self._index, self._config, name)
-        except KmoddError:
-            return []
+    def _lookup(self, name: str) -> list[Match] | None:
+        """Return what a soft dependency stands for; None where its brackets do not pair."""
+        if name not in self._looked_up:
+            self._budget.spend(self._config.aliases.wild)
+            try:
+                self._looked_up[name] = lookup(self._index, self._config, name)
+            except KmoddError:
+                self._looked_up[name] = None
+        found = self._looked_up[name]
+        self._budget.spend(1 + len(found or ()))
+        return found
+
+    def _dependencies(self, module: str) -> tuple[str, ...]:
+        found = self._index.dependencies(module)
+        self._budget.spend(1 + len(found))
+        return found
 
     def _add(
         self,
@@ -312,15 +361,16 @@ class _Walk:
 
     def _step(self, number: int, entry: _Entry) -> Step:
         module, names = entry.match.module, entry.match.names
-        after = {self._number.get(dependency) for dependency in self._index.dependencies(module)}
+        after = {self._number.get(dependency) for dependency in self._dependencies(module)}
         after |= {
             self._number.get(found.module)
             for line in entry.softdeps
             for name in line.pre
-            for found in self._lookup(name)
+            for found in self._lookup(name) or ()
         }
         after.add(entry.behind)
         parameters = self._config.parameters_of(names)
+        self._budget.spend(self._config.install.wild + len(parameters) // _CHARACTERS)
         named = self._key(entry.match) == self._key(self._named)
         if named and self._rules.parameters:
             parameters = f"{parameters} {self._rules.parameters}".strip()
