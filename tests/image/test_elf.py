@@ -317,3 +317,14 @@ def test_damage_is_seen_where_kmod_sees_it(tmp_path):
             item for item in theirs if not item.startswith("parm: ")
         ]
     assert 20 < refused < 130
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [(".modinfo", elf.modinfo), ("__versions", elf.modversions), ("__ksymtab_strings", elf.exports)],
+)
+def test_a_section_of_many_small_entries(name, read):
+    """512 MiB of them, which is the largest module that is read, would be some ten gigabytes of objects."""
+    data = image([(name, b"a\0" * (9 << 20))])
+    with pytest.raises(elf.MalformedModule, match=f"section {name} has more than"):
+        read(data)

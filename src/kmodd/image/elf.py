@@ -24,6 +24,10 @@ _NOBITS = 8
 _VERSION_SIZE = 64
 """Bytes of a struct modversion_info: an unsigned long, and the name in what is left (kernel: module.h)."""
 _CRC = b"__crc_"
+_TEXTS_MAX = 4 << 20
+"""Bytes of .modinfo and of __ksymtab_strings; the largest modules have some hundred thousand. Each byte may
+become an entry of a hundred."""
+_VERSIONS_MAX = 16 << 20
 
 
 class MalformedModule(KmoddError):
@@ -113,6 +117,13 @@ class _Elf:
         found = self.find(name)
         return None if found is None else self.data(found)
 
+    def limited(self, name: bytes, most: int) -> memoryview | None:
+        """Return the same, if it has no more than `most` bytes."""
+        found = self.named(name)
+        if found is not None and len(found) > most:
+            raise MalformedModule(f"its section {name.decode()} has more than {most >> 20} MiB")
+        return found
+
 
 def section(image: Image, name: str) -> bytes | None:
     """Return the contents of the first section of a name, None where there is none.
@@ -132,7 +143,7 @@ def modinfo(image: Image) -> list[tuple[str, str]]:
     Raises:
         MalformedModule: the image cannot be read so far, or has no such section (ENOENT).
     """
-    data = _Elf(image).named(b".modinfo")
+    data = _Elf(image).limited(b".modinfo", _TEXTS_MAX)
     if data is None:
         raise MalformedModule("it has no .modinfo section", _errno.ENOENT)
     if len(data) <= 1:  # kmod wants more for an entry
@@ -152,7 +163,7 @@ def modversions(image: Image) -> list[tuple[int, str]]:
         MalformedModule: the image cannot be read so far.
     """
     elf = _Elf(image)
-    data = elf.named(b"__versions")
+    data = elf.limited(b"__versions", _VERSIONS_MAX)
     if data is None:
         return []
     if len(data) % _VERSION_SIZE:
@@ -172,7 +183,7 @@ def exports(image: Image) -> list[tuple[int, str]]:
     elf = _Elf(image)
     found = list(_checksums(elf))
     if not found:
-        names = elf.named(b"__ksymtab_strings")
+        names = elf.limited(b"__ksymtab_strings", _TEXTS_MAX)
         found = [(0, _text(name)) for name in bytes(names or b"").split(b"\0") if name]
     return found
 
