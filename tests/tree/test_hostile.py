@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,3 +277,18 @@ def test_modules_that_need_each_other(tmp_path: Path) -> None:
         except TooLarge:
             continue
         assert {step.module for step in plan.targets[0].steps} == {f"m{n}" for n in range(300)}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_a_name_that_cannot_be_printed_is_shown(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "modules.dep").write_bytes(b"kernel/a\xff.ko:\n")
+    (tmp_path / "modules.alias").write_bytes(b"alias foo a\xff\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "kmodd", "resolve", "--tree", str(tmp_path), "foo"],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a\\udcff" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -13,6 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run `kmodd ARGV`; return its exit status: that of the table in kmodd(8), or the classic tool's own."""
     if sys.stdout is None:  # closed by whoever started it: what is printed goes nowhere
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A module's path may have bytes that no terminal has characters for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             status = _run(sys.argv if argv is None else ["kmodd", *argv])
