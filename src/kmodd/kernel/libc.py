@@ -120,4 +120,4 @@ def delete_module(name: str, flags: int = O_NONBLOCK) -> None:
         function = _libc().delete_module
     except AttributeError as err:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "delete_module") from err
-    _check(function(name.encode(), flags), "delete_module")
+    _check(function(os.fsencode(name), flags), "delete_module")

@@ -82,7 +82,7 @@ def log_line(module: str, since: int, path: str = _KMSG) -> str | None:
             if not record:
                 break
             head, _, text = record.partition(b";")
-            if not text.startswith(module.encode() + b":"):
+            if not text.startswith(os.fsencode(module) + b":"):
                 continue
             with contextlib.suppress(IndexError, ValueError):
                 if int(head.split(b",")[2]) >= since - _SLACK_US:
