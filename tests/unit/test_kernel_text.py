@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmodd.kernel import stacks
+from kmodd.kernel import refusal, stacks
 from kmodd.kernel.interface import ModuleState, Wait
 from kmodd.kernel.linux import LinuxKernel, parse_proc_modules
 
@@ -121,3 +121,9 @@ def test_blocked_tasks(tmp_path: Path) -> None:
 def test_a_stat_that_is_cut_is_an_error_that_is_caught(stat: str) -> None:
     with pytest.raises((ValueError, IndexError)):
         stacks.state_and_session(stat)
+
+
+def test_a_line_of_the_kernel_log_about_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    log = tmp_path / "kmsg"
+    log.write_bytes(b"6,1,99999999999999,-;a\xff: no\n")
+    assert refusal.log_line("a\udcff", 0, str(log)) == "a\\xff: no"
