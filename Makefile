@@ -15,6 +15,9 @@ lab = KMODD_LAB_KERNELS="$$(realpath .cache/kernels/current)"
 scripts = $$(find .ci helper systemd tests tools -type f -exec awk \
 	'FNR == 1 && /^\#!\/(usr\/)?bin\/(env )?(ba|da)?sh( |$$)/ { print FILENAME } { nextfile }' {} +)
 
+TARGET = config
+SECONDS = 60
+
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -44,8 +47,13 @@ unit: setup ## the tests that boot no kernel
 real: setup ## the tests that boot real kernels
 	@$(stage) 'tests on real kernels' env $(lab) $(pytest) -m real
 
+fuzz: setup ## look for inputs that break something: TARGET=config SECONDS=60
+	@mkdir -p .cache/fuzz/$(TARGET)
+	@$(stage) 'fuzz $(TARGET)' $(python) tests/fuzz/fuzz.py $(TARGET) -max_total_time=$(SECONDS) \
+		-artifact_prefix=.cache/fuzz/$(TARGET)- .cache/fuzz/$(TARGET)
+
 clean: ## remove what was built, installed and cached in this checkout
 	rm -rf .venv .cache build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test setup lint pytest unit real clean
+.PHONY: help demo test setup lint pytest unit real fuzz clean
