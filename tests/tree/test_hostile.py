@@ -19,6 +19,7 @@ from kmodd.tree.index import FILES, Corrupt, Index
 from kmodd.tree.modprobed import Config, parse
 from kmodd.tree.plan import Rules, TooLarge, resolve
 from kmodd.tree.snapshot import Snapshot
+from support.images import image
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +293,15 @@ def test_a_name_that_cannot_be_printed_is_shown(tmp_path: Path, encoding: str) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "a\\udcff" in done.stdout
+
+
+def test_modules_that_all_need_each_other(tmp_path: Path) -> None:
+    """Without modules.dep, where what a module needs is found from what each names."""
+    names = ",".join(f"m{number}" for number in range(1000))
+    data = image([(".modinfo", f"depends={names}\0".encode())])
+    for number in range(1000):
+        (tmp_path / f"m{number}.ko").write_bytes(data)
+    index = Index(str(tmp_path))
+    index.load_all()
+    assert 0 < len(list(index.modules())) < 1000
+    assert index.problems == [f"{tmp_path}: its modules need more than 5000000 others; some are left out"]

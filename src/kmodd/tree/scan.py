@@ -17,6 +17,8 @@ from kmodd.tree.glob import BadBrackets, normalise
 
 _ENDINGS = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _PROBLEMS_MAX = 20
+_NEEDS_MAX = 5_000_000
+"""Dependencies that are looked at for all modules together; four thousand real ones take some 30,000."""
 _ORDER_MAX = 16 << 20
 """Bytes of modules.order."""
 
@@ -67,8 +69,16 @@ def scan(directory: str) -> Scanned:
     found.softdeps = "".join(softdeps)
     if unreadable > _PROBLEMS_MAX:
         found.problems.append(f"{directory}: {unreadable} modules in all cannot be read")
+    left = _NEEDS_MAX
     for name, path in paths.items():
-        closure = [paths[item] for item in _closure(name, direct) if item in paths]
+        order, steps = _closure(name, direct, left)
+        left -= steps
+        if left < 0:
+            found.problems.append(
+                f"{directory}: its modules need more than {_NEEDS_MAX} others; some are left out"
+            )
+            break
+        closure = [paths[item] for item in order if item in paths]
         found.modules[name] = f"{path}: {' '.join(reversed(closure))}"
     return found
 
@@ -106,19 +116,24 @@ def _ordered(directory: str, paths: list[str]) -> list[str]:
     return sorted(paths, key=key)
 
 
-def _closure(name: str, direct: dict[str, tuple[str, ...]]) -> list[str]:
-    """Return what a module needs, directly or not, in an order in which it can be loaded."""
+def _closure(name: str, direct: dict[str, tuple[str, ...]], most: int) -> tuple[list[str], int]:
+    """Return what a module needs, directly or not, in an order in which it can be loaded; and the work.
+
+    That is the number of dependencies looked at, of which there are no more than `most` and one.
+    """
+    steps = 0
     order: dict[str, None] = {}
     seen = {name}
     todo = [(name, iter(direct.get(name, ())))]
-    while todo:
+    while todo and steps <= most:
         module, needs = todo[-1]
         needed = next(needs, None)
+        steps += 1
         if needed is None:
             order[module] = None
             todo.pop()
         elif needed not in seen:  # one in a circle is seen: no order is right for it
             seen.add(needed)
             todo.append((needed, iter(direct.get(needed, ()))))
-    del order[name]
-    return list(order)
+    order.pop(name, None)
+    return list(order), steps
