@@ -6,9 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+KERNEL = Path(__file__).parents[1] / ".cache/kernels/current"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("repeatable")
+    if (KERNEL / "boot").is_dir():  # as make has it, for a pytest that is run by hand
+        os.environ.setdefault("KMODD_LAB_KERNELS", str(KERNEL.resolve()))
     # A shell starts its background jobs with these ignored, and what we start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)

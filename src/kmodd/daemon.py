@@ -280,6 +280,8 @@ class Daemon:
 
     def _reload(self) -> None:
         self._look_up_group()
+        if self._installed is not None:
+            self._installed.forget()
         servicemanager.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             changed = self._settings.replace(settings.load(self._options.root))

@@ -53,6 +53,17 @@ os.unlink("/etc/modprobe.d/wrong.conf")
     assert "`many' invalid for parameter `errno'" in told["error"]
 
 
+def test_an_init_that_says_exists_is_not_told_as_live(inside: Call) -> None:
+    source = """
+Path("/etc/modprobe.d/exists.conf").write_text("options kmodd_fail errno=17\\n")
+result = [api("RequestModule", name="kmodd_fail"), "kmodd_fail" in live()]
+os.unlink("/etc/modprobe.d/exists.conf")
+"""
+    told, live = inside(source)
+    assert not live
+    assert (told["error"], told["status"]) == ("cannot load kmodd_fail: File exists (EEXIST)", -errno.EEXIST)
+
+
 def test_lockdown_is_told_in_words(guest: Guest, inside: Call) -> None:
     lock = "mount -t securityfs none /sys/kernel/security; echo integrity >/sys/kernel/security/lockdown"
     assert guest.run("sh", "-c", lock).returncode == 0

@@ -124,6 +124,12 @@ def test_a_stat_that_is_cut_is_an_error_that_is_caught(stat: str) -> None:
 
 
 def test_a_line_of_the_kernel_log_about_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
-    log = tmp_path / "kmsg"
-    log.write_bytes(b"6,1,99999999999999,-;a\xff: no\n")
-    assert refusal.log_line("a\udcff", 0, str(log)) == "a\\xff: no"
+    path = tmp_path / "kmsg"
+    path.write_bytes(b"6,1,5,-;a\xff: of an earlier load\n")
+    with refusal.KernelLog(str(path)) as log:
+        assert log.line("a\udcff") is None
+        with path.open("ab") as file:
+            file.write(b"6,2,6,-;a\xff: no\n")
+        assert log.line("a\udcff") == "a\\xff: no"
+    with refusal.KernelLog(str(tmp_path / "none")) as log:
+        assert log.line("a") is None

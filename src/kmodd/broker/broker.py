@@ -152,6 +152,10 @@ class Load:
         """See `loader.Progress`."""
         self.waits.discard(number)
 
+    def is_live(self) -> None:
+        """See `loader.Progress`."""
+        self._broker.not_joined_any_more(self)
+
     def report_awaited(self) -> bool:
         """See `loader.Progress`."""
         return any(ticket.awaits_result for ticket in self.tickets.values())
@@ -273,13 +277,17 @@ class Broker:
             )
         self._ended(load, report)
 
+    def not_joined_any_more(self, load: Load) -> None:
+        """From now on a request for that name is a new load."""
+        if self._in_flight.get(load.name) is load:
+            del self._in_flight[load.name]
+
     def status_known(self, load: Load, status: int) -> None:
         """Tell the waiters of a load its status. From now on a request for that name is a new load."""
         if load.told is not None:
             raise RuntimeError(f"load {load.number} has told its status already")
         load.told = status
-        if self._in_flight.get(load.name) is load:
-            del self._in_flight[load.name]
+        self.not_joined_any_more(load)
         for ticket in load.tickets.values():
             ticket.state = advance(ticket.state, RequestState.ANSWERED)
             self._clear_timer(ticket)
@@ -437,5 +445,5 @@ class Broker:
             # The status is true; what it did has not been found out in time.
             outcome = Outcome.FAILED if told else Outcome.LOADED
             return Result(outcome, told, None, None)
-        error = f"cannot wait for {ticket.request.name}: kmodd has stopped; its load goes on"
+        error = f"cannot wait for {ticket.request.name}: kmodd has stopped; its load may not be finished"
         return self._left_load(ticket, Outcome.FAILED, -errno.ESHUTDOWN, error)

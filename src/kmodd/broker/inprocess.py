@@ -42,6 +42,7 @@ class _Taken:
     """How far a target has come."""
 
     target: Target
+    last: bool
     failure: Failure | None = None
     brought_in: list[str] = field(default_factory=list)
     shared: bool = False
@@ -82,10 +83,14 @@ class InProcessLoader:
             release = snapshot.index.release
             error = f"cannot load {name}: no module of that name or alias is installed for {release}"
             return Report(Outcome.NOT_FOUND, -errno.ENOENT, (), error)
-        return self._report(plan, [await self._take(target, progress) for target in plan.targets])
+        taken = []
+        for target in plan.targets:
+            last = target is plan.targets[-1]
+            taken.append(await self._take(_Taken(target, last=last), progress))
+        return self._report(plan, taken)
 
-    async def _take(self, target: Target, progress: Progress) -> _Taken:
-        taken = _Taken(target)
+    async def _take(self, taken: _Taken, progress: Progress) -> _Taken:
+        target = taken.target
         if self._settings.serial or len(target.steps) < 2:
             for step in target.steps:
                 if taken.failure is None:
@@ -115,6 +120,9 @@ class InProcessLoader:
         if not shared:
             taken.brought_in += loaded.brought_in
         if loaded.failure is None:
+            if step.named and taken.last:
+                # A post soft dependency may ask for this very name while it loads.
+                progress.is_live()
             return
         if step.required:
             taken.failure = taken.failure or loaded.failure
@@ -130,7 +138,9 @@ class InProcessLoader:
             modules.update(dict.fromkeys(each.brought_in))
         brought_in = tuple(modules)
         reasons = _reasons(plan, brought_in)
-        last = self._outcome(plan.name, taken[-1])
+        # As for modprobe: what is blacklisted is left out, and the last of the others counts.
+        wanted = [each for each in taken if each.target.verdict is not Verdict.BLACKLISTED] or taken
+        last = self._outcome(plan.name, wanted[-1])
         if last.status == 0 and last.outcome is not Outcome.LOADED and brought_in:
             return Report(Outcome.LOADED, 0, brought_in, reasons=reasons)
         return Report(last.outcome, last.status, brought_in, last.error, reasons)

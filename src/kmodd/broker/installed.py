@@ -11,7 +11,6 @@ from kmodd.broker.threads import in_own_thread
 from kmodd.errors import KmoddError
 from kmodd.tree import keep, snapshot
 from kmodd.tree.index import NoTree
-from kmodd.tree.modprobed import DIRECTORIES
 from kmodd.tree.snapshot import Snapshot
 from kmodd.tree.watch import Watch
 
@@ -29,7 +28,7 @@ class Installed:
         self._enter_root = enter_root
         self._snapshot: Snapshot | None = None
         self._watch: Watch | None = None
-        self._root: tuple[int, int] | None = None
+        self._root: tuple[str, str] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._error: KmoddError | None = None
         self.problem: str | None = None
@@ -41,7 +40,10 @@ class Installed:
         Raises:
             KmoddError: nothing is, or it cannot be read; the message names the release.
         """
-        if self._reading is None and (self._snapshot is None or self._changed()):
+        if self._reading is not None:
+            # Begun before this request came: what has changed since then it may have missed.
+            await asyncio.shield(self._reading)
+        if self._reading is None and self._changed():
             self._reading = asyncio.get_running_loop().create_task(self._read())
             self._reading.add_done_callback(self._read_done)
         if self._reading is not None:
@@ -55,8 +57,13 @@ class Installed:
         """What was installed when it was last looked at."""
         return self._snapshot
 
+    def forget(self) -> None:
+        """Have the next request look at the files again, whatever the watch says: on SIGHUP."""
+        if self._watch is not None:
+            self._watch.close()
+
     def _changed(self) -> bool:
-        # PID 1's root is another after switch_root: a look at /proc touches no file system.
+        # PID 1's root is another after switch_root.
         return self._watch is None or self._watch.maybe_changed() or _identity() != self._root
 
     def _read_done(self, reading: asyncio.Task[None]) -> None:
@@ -67,18 +74,21 @@ class Installed:
     async def _read(self) -> None:
         old, release = self._snapshot, self._release()
 
-        def work() -> tuple[Snapshot | None, Watch | None, tuple[int, int] | None, KmoddError | None]:
+        def work() -> tuple[Snapshot | None, Watch | None, tuple[str, str] | None, KmoddError | None]:
             self._enter_root()
             directory = keep.usable(release)
             # First watch, then read: what changes in between is seen.
             root = _identity()
-            watch = Watch((directory, snapshot.ROOT, *DIRECTORIES))
-            if old is not None and snapshot.sign(old.index.directory) == old.signature:
-                return old, watch, root, None
+            watch = Watch((directory, snapshot.ROOT, *snapshot.places()))
             try:
+                if old is not None and snapshot.sign(directory) == old.signature:
+                    return old, watch, root, None
                 return snapshot.take(directory, only_trusted=True), watch, root, None
             except KmoddError as err:
                 return None, watch, root, err
+            except BaseException:
+                watch.close()
+                raise
 
         try:
             found, watch, root, error = await in_own_thread("kmod_tree", work)
@@ -95,16 +105,20 @@ class Installed:
             return
         if isinstance(error, NoTree):
             self._snapshot = None
+            before = self.problem
             self._error = NoTree(
                 f"the modules of the running kernel {release} are not installed: {error}; an upgrade may "
                 f"have replaced them: reboot into the installed kernel"
             )
             self.problem = str(self._error)
-            log.error("%s", self.problem)
+            if self.problem != before:
+                log.error("%s", self.problem)
         elif error is not None:
             # A half-written file is an upgrade in progress: what was there before still holds.
+            before = self.problem
             self.problem = f"{error}; what was read before is kept" if self._snapshot else str(error)
-            log.error("%s", self.problem)
+            if self.problem != before:
+                log.error("%s", self.problem)
         else:
             assert found is not None
             self._snapshot = found
@@ -119,10 +133,13 @@ class Installed:
                 log.warning("%s", problem)
 
 
-def _identity() -> tuple[int, int] | None:
-    """Return which directory PID 1's root is; None where that cannot be seen."""
+def _identity() -> tuple[str, str] | None:
+    """Return which root PID 1 has, and in which mount namespace; None where that cannot be seen.
+
+    Two names that the kernel has in memory: asking the root itself would touch its file system, which may be
+    another machine's. A root that moves within the namespace is a mount, and the watch sees those.
+    """
     try:
-        info = os.stat("/proc/1/root")
+        return os.readlink("/proc/1/root"), os.readlink("/proc/1/ns/mnt")
     except OSError:
         return None
-    return info.st_dev, info.st_ino

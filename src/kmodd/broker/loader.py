@@ -36,6 +36,9 @@ class Progress(Protocol):
     def session(self, session: int) -> None:
         """The load's tasks have this session id: who they are when one of them asks for a module."""
 
+    def is_live(self) -> None:
+        """What was asked for is live: what is still done belongs to it, but a new request is another load."""
+
     def report_awaited(self) -> bool:
         """Whether anybody waits for more than the status: the kernel does not, programs do."""
 

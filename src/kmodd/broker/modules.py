@@ -6,6 +6,7 @@ This is where duplicates coalesce: two names that stand for one module, two modu
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class ModuleLoads:
         try:
             ended = await in_own_thread("kmod_loader", work)
         except OSError as err:
-            number = err.errno or 5
+            number = err.errno or errno.EIO
             what = f"cannot enter {init.ROOT}: " if err.filename == init.ROOT else ""
             ended = Loaded(Failure(step.module, -number, what + errno_words(number)))
         finally:
@@ -110,26 +111,29 @@ class ModuleLoads:
         if self._kernel.is_live(module):
             return Loaded()
         if step.path is None:
-            return Loaded(Failure(module, -2, "no file of that module is installed (ENOENT)"))
-        since = refusal.now()
-        try:
-            self._kernel.load(step.path, step.parameters)
-        except FileExistsError:
-            return Loaded()
-        except OSError as err:
-            number = err.errno or 5
-            if err.filename == step.path:  # it could not even be opened
-                return Loaded(Failure(module, -number, f"cannot open {step.path}: {errno_words(number)}"))
-            return Loaded(Failure(module, -number, refusal.words(number, module, since)))
-        except KmoddError as err:
-            number = getattr(err, "errno", 8)
-            return Loaded(Failure(module, -number, f"{step.path}: {err}"))
+            return Loaded(Failure(module, -errno.ENOENT, "no file of that module is installed (ENOENT)"))
+        with refusal.KernelLog() as log:
+            try:
+                self._kernel.load(step.path, step.parameters)
+            except OSError as err:
+                number = err.errno or errno.EIO
+                # It is there already; or its own init says so, of something that it registers.
+                if number == errno.EEXIST and self._kernel.is_live(module):
+                    return Loaded()
+                if err.filename == step.path:  # it could not even be opened
+                    return Loaded(Failure(module, -number, f"cannot open {step.path}: {errno_words(number)}"))
+                return Loaded(Failure(module, -number, refusal.words(number, module, log)))
+            except KmoddError as err:
+                number = getattr(err, "errno", errno.ENOEXEC)
+                return Loaded(Failure(module, -number, f"{step.path}: {err}"))
         return Loaded(None, (module,))
 
     def _command(self, load: ModuleLoad, step: Step) -> Loaded:
         """Run an `install` command as modprobe does: by a shell, with MODPROBE_MODULE and $CMDLINE_OPTS."""
         assert step.command is not None
         self._enter_root()
+        if self._kernel.is_live(step.module):
+            return Loaded()  # by now: another request's command has brought it, or a step before this one
         before = frozenset(self._kernel.holders())
         command = step.command.replace("$CMDLINE_OPTS", step.parameters)
         ended = child.run(

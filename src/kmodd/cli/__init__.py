@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A module's path may have bytes that no terminal has characters for.
         sys.stdout.reconfigure(errors="backslashreplace")
+    status = 0
     try:
         try:
             status = _run(sys.argv if argv is None else ["kmodd", *argv])
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         _give_up_output()
-        return 0
+        return status
     except OSError as err:
         _give_up_output()
         print(f"kmodd: cannot write the output: {err.strerror}", file=sys.stderr)

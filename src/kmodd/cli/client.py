@@ -21,6 +21,16 @@ def _print_json(value: object) -> None:
     print(json.dumps(value), flush=True)
 
 
+def _tell(text: str) -> None:
+    """Print a line of what is being done, which goes on where nobody reads it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+
+
 def _complain(err: KmoddError) -> int:
     print(f"kmodd: {err}", file=sys.stderr)
     return err.exit_status
@@ -46,18 +56,18 @@ def request(arguments: Namespace) -> int:
             )["result"]
         except Reply as reply:
             if arguments.json and reply.parameters.get("result") is not None:
-                _print_json(reply.parameters["result"])
+                _tell(json.dumps(reply.parameters["result"]))
             failed = _complain(reply.as_error())
             status = status or failed
             continue
         if arguments.json:
-            _print_json(result)
+            _tell(json.dumps(result))
         elif result["outcome"] is None:
-            print(f"{name}: asked, as request {result['id']}")
+            _tell(f"{name}: asked, as request {result['id']}")
         else:
             modules = "" if not result["modules"] else ": " + " ".join(result["modules"])
             took = show.milliseconds(result["duration_us"])
-            print(f"{name}: {show.outcome(result['outcome'])}{modules} ({took})")
+            _tell(f"{name}: {show.outcome(result['outcome'])}{modules} ({took})")
     return status
 
 
@@ -72,14 +82,14 @@ def remove(arguments: Namespace) -> int:
         except Reply as reply:
             error = reply.as_error()
             if arguments.json:
-                _print_json({"name": name, "removed": [], "error": str(error)})
+                _tell(json.dumps({"name": name, "removed": [], "error": str(error)}))
             failed = _complain(error)
             status = status or failed
             continue
         if arguments.json:
-            _print_json({"name": name, "removed": removed, "error": None})
+            _tell(json.dumps({"name": name, "removed": removed, "error": None}))
         else:
-            print(f"{name}: unloaded" + (f" with {' '.join(removed[:-1])}" if removed[1:] else ""))
+            _tell(f"{name}: unloaded" + (f" with {' '.join(removed[:-1])}" if removed[1:] else ""))
     return status
 
 

@@ -49,7 +49,10 @@ def set_thread_name(name: str) -> None:
 
 def finit_module(fd: int, parameters: bytes, flags: int = 0) -> None:
     """finit_module(2), which the C library does not wrap; ENOSYS where the kernel has no modules."""
-    number = _FINIT_MODULE.get(os.uname().machine, _FINIT_MODULE_GENERIC)
+    machine = os.uname().machine
+    if machine == "x86_64" and ctypes.sizeof(ctypes.c_void_p) == 4:
+        machine = "i386"  # a 32-bit program on a 64-bit kernel
+    number = _FINIT_MODULE.get(machine, _FINIT_MODULE_GENERIC)
     _check(_libc().syscall(number, fd, parameters, flags), "finit_module")
 
 

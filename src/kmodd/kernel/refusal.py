@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
+from typing import Self
 
 from kmodd.errors import errno_words
 from kmodd.names import printable
@@ -17,23 +17,62 @@ _KMSG = "/dev/kmsg"
 _LOCKDOWN = "/sys/kernel/security/lockdown"
 _DISABLED = "/proc/sys/kernel/modules_disabled"
 _RECORD_MAX = 8192
-_RECORDS_MAX = 50_000
-_SLACK_US = 100_000
-"""The kernel log has its own clock, a little off CLOCK_MONOTONIC (printk's local_clock())."""
+_RECORDS_MAX = 10_000
 
 
-def now() -> int:
-    """Return the time as the kernel log has it, in microseconds: take it before the call that may fail."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+class KernelLog:
+    """The kernel log from a moment on: made before the call that may fail. A context manager.
+
+    By place, not by time: the log has a clock of its own (printk's local_clock()), which drifts from ours.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, path: str = _KMSG) -> None:
+        self._fd = -1
+        with contextlib.suppress(OSError):  # no right to (kernel.dmesg_restrict), or no kernel log
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.lseek(self._fd, 0, os.SEEK_END)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Let go of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def line(self, module: str) -> str | None:
+        """Return the last line since then about a module; None where there is none, or no log to be read.
+
+        The format of a record: `level,number,microseconds,...;text` (Documentation/ABI/testing/dev-kmsg).
+        """
+        found = None
+        begins = os.fsencode(module) + b":"
+        try:
+            for _ in range(_RECORDS_MAX if self._fd >= 0 else 0):
+                try:
+                    record = os.read(self._fd, _RECORD_MAX)
+                except BrokenPipeError:
+                    continue  # overwritten while we read: the next one follows
+                if not record:
+                    break
+                _head, _, text = record.partition(b";")
+                if text.startswith(begins):
+                    found = printable(text.partition(b"\n")[0], 512)
+        except OSError:
+            pass  # EAGAIN: the end
+        return found
 
 
-def words(number: int, module: str, since: int) -> str:
+def words(number: int, module: str, log: KernelLog) -> str:
     """Return an errno (positive) of finit_module(2) in words, with the kernel log's line where there is one.
 
-    `since`: what `now()` returned before the call. It reads files of the kernel: never on the event loop.
+    It reads files of the kernel: never on the event loop.
     """
     said = _special(number) or errno_words(number)
-    line = log_line(module, since)
+    line = log.line(module)
     return f"{said}: {line}" if line else said
 
 
@@ -61,34 +100,3 @@ def _read(path: str) -> str:
             return file.read(256)
     except OSError:
         return ""
-
-
-def log_line(module: str, since: int, path: str = _KMSG) -> str | None:
-    """Return the last line that the kernel has logged about a module since then; None where there is none.
-
-    The format of /dev/kmsg: Documentation/ABI/testing/dev-kmsg. A record: `level,number,microseconds,…;text`.
-    """
-    found = None
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None  # no right to (kernel.dmesg_restrict), or no kernel log
-    try:
-        for _ in range(_RECORDS_MAX):
-            try:
-                record = os.read(fd, _RECORD_MAX)
-            except BrokenPipeError:
-                continue  # overwritten while we read: the next one follows
-            if not record:
-                break
-            head, _, text = record.partition(b";")
-            if not text.startswith(os.fsencode(module) + b":"):
-                continue
-            with contextlib.suppress(IndexError, ValueError):
-                if int(head.split(b",")[2]) >= since - _SLACK_US:
-                    found = printable(text.partition(b"\n")[0], 512)
-    except OSError:
-        pass  # EAGAIN: the end
-    finally:
-        os.close(fd)
-    return found

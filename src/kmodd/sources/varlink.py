@@ -298,7 +298,10 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
 
     @varlinkmethod(return_parameter="plan", allow_foreign=True)
     async def Resolve(self, *, name: str) -> Any:  # noqa: N802 - varlink's spelling
-        """Return what a request for a name would load, in order, and why; nothing is loaded."""
+        """Return what a request for a name would load, in order, and why; nothing is loaded.
+
+        Parameters and commands of modprobe.d are shown to root only, and null for others.
+        """
         try:
             plain = check(name.encode("utf-8", errors="surrogatepass"))
             plan = await self._resolve(plain)
@@ -308,6 +311,10 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
             ) from err
         except KmoddError as err:
             raise LoadFailed(name=name, status=-errno.ENOENT, error=str(err), result=None) from err
+        if not current_peer.get().is_root:
+            # The files that these are from may be root's alone.
+            for step in (step for target in plan["targets"] for step in target["steps"]):
+                step["parameters"] = step["command"] = None
         if not plan["targets"]:
             error = f"no module of the name or alias {plain} is installed for {plan['release']}"
             raise NotFound(name=plain, error=error, result=None)

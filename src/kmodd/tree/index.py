@@ -286,8 +286,8 @@ class Index:
 
     def _text_aliases(self, name: str) -> list[tuple[str, str]] | None:
         lines = self._lines(name)
-        if lines is None:
-            return None
+        if not lines:
+            return None  # depmod writes a comment at least: an empty one is what a lost write leaves
         found = []
         for number, line in enumerate(lines, 1):
             if not line or line[0] == "#":

@@ -20,11 +20,12 @@ _PLACE = ".kmodd"
 def usable(release: str, root: str = ROOT) -> str:
     """Return the directory of a release's modules: the kept one where the tree itself is gone."""
     tree = f"{root}/{release}"
-    if _has_modules(tree):
+    if os.path.isdir(f"{tree}/kernel"):
         return tree
     with contextlib.suppress(OSError):
         kept = f"{root}/{_PLACE}/{boot_id()}/{release}"
-        if _has_modules(kept):
+        # A package that is removed may leave what others have put there, `updates` for instance.
+        if os.path.isdir(f"{kept}/kernel") or (_has_modules(kept) and not _has_modules(tree)):
             return kept
     return tree
 

@@ -219,9 +219,9 @@ def files(paths: Iterable[str], tree: str | None) -> tuple[list[str], list[Probl
 def untrusted(path: str) -> str | None:
     """Return why a root daemon must not follow a configuration file, or None.
 
-    It, and the directory it is in, must be root's and not writable by group or others.
+    It, the directory it is in, and that of what it is a link to, must be root's and not writable by others.
     """
-    for what in (path, os.path.dirname(path)):
+    for what in dict.fromkeys((path, os.path.dirname(path), os.path.dirname(os.path.realpath(path)))):
         info = os.stat(what)
         if info.st_uid != 0:
             return f"{what} belongs to uid {info.st_uid}, not to root"

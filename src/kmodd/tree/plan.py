@@ -194,8 +194,11 @@ def resolve(index: Index, config: Config, live: Container[str], name: str, rules
     """
     matches = lookup(index, config, name)
     if not rules.exact:
-        # Several patterns of one module may match.
-        matches = list({match.module: match for match in reversed(matches)}.values())[::-1]
+        # Several patterns of one module may match: it is loaded where it comes first.
+        first: dict[str, Match] = {}
+        for match in matches:
+            first.setdefault(match.module, match)
+        matches = list(first.values())
     budget = _Budget()
     return Plan(name, tuple(_target(index, config, live, match, rules, budget) for match in matches))
 

@@ -13,9 +13,11 @@ from kmodd.tree.modprobed import DIRECTORIES, Config
 ROOT = "/lib/modules"
 _COMMAND_LINE = "/proc/cmdline"
 
-Stamp = tuple[int, int, int, int]
+Stamp = tuple[int, int, int, int, int]
 Signature = tuple[tuple[str, Stamp | None], ...]
-"""For each path its device, inode, time of change in nanoseconds and size; None where it is not there."""
+"""For each path its device, inode, times of change in nanoseconds, that of its owner and mode too, and size.
+
+None where it is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,16 @@ def _stamp(path: str) -> Stamp | None:
         info = os.stat(path)
     except OSError:
         return None
-    return info.st_dev, info.st_ino, info.st_mtime_ns, info.st_size
+    return info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size
+
+
+def places() -> set[str]:
+    """Return the directories that hold configuration: modprobe.d's, and those that links there lead to."""
+    found, _problems = modprobed.files(DIRECTORIES, None)
+    return {
+        *DIRECTORIES,
+        *(os.path.dirname(os.path.realpath(path)) for path in found if os.path.islink(path)),
+    }
 
 
 def take(directory: str, *, only_trusted: bool) -> Snapshot:

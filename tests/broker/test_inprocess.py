@@ -1,0 +1,181 @@
+"""The loader in the daemon, on a tree of its own and a kernel that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmodd.broker.inprocess import InProcessLoader
+from kmodd.broker.loader import Report
+from kmodd.broker.modules import ModuleLoads
+from kmodd.model import Outcome
+from kmodd.settings import Settings
+from kmodd.tree import modprobed
+from kmodd.tree.index import Index
+from kmodd.tree.snapshot import Snapshot
+
+
+class Kernel:
+    """Live modules; what a load does may be said for each."""
+
+    release = "r"
+
+    def __init__(self) -> None:
+        self.live: dict[str, None] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.does: dict[str, Callable[[], None]] = {}
+
+    def is_live(self, module: str) -> bool:
+        return module in self.live
+
+    def holders(self) -> Mapping[str, tuple[str, ...]]:
+        return dict.fromkeys(self.live, ())
+
+    def load(self, path: str, parameters: str = "") -> None:
+        module = os.path.basename(path).partition(".")[0]
+        self.calls.append((module, parameters))
+        self.does.get(module, lambda: None)()
+        self.live[module] = None
+
+
+class Progress:
+    """What the loader tells."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def awaits(self, number: int, *, shared: bool) -> None:
+        pass
+
+    def got(self, number: int) -> None:
+        pass
+
+    def session(self, session: int) -> None:
+        pass
+
+    def is_live(self) -> None:
+        self.told.append("live")
+
+    def report_awaited(self) -> bool:
+        return True
+
+    def status(self, status: int) -> None:
+        self.told.append(status)
+
+
+class World:
+    """A tree of modules with what they need, aliases and modprobe.d; a loader in it."""
+
+    def __init__(self, root: Path, needs: dict[str, str], aliases: str = "", config: str = "") -> None:
+        (root / "kernel").mkdir()
+        lines = [
+            f"kernel/{name}.ko:" + "".join(f" kernel/{other}.ko" for other in others.split())
+            for name, others in needs.items()
+        ]
+        (root / "modules.dep").write_text("".join(line + "\n" for line in lines))
+        (root / "modules.alias").write_text("# made up\n" + aliases)
+        index, rules = Index(str(root)), modprobed.Config()
+        modprobed.parse(rules, config, "a.conf")
+        snapshot = Snapshot(index, rules, ())
+
+        class Installed:
+            async def current(self) -> Snapshot:
+                return snapshot
+
+        self.kernel = Kernel()
+        self.loads = ModuleLoads(self.kernel, lambda: None, itertools.count(1).__next__)  # type: ignore[arg-type]
+        self.loader = InProcessLoader(Settings(), self.kernel, Installed(), self.loads)  # type: ignore[arg-type]
+
+    def load(self, name: str) -> Report:
+        return asyncio.run(self.loader.load(name, Progress()))
+
+
+def refuse(number: int) -> Callable[[], None]:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "finit_module")
+
+    return fail
+
+
+def test_an_init_that_says_exists_is_no_success(tmp_path: Path) -> None:
+    world = World(tmp_path, {"m": "d", "d": ""})
+    world.kernel.does["m"] = refuse(errno.EEXIST)
+    report = world.load("m")
+    assert (report.outcome, report.status, report.modules) == (Outcome.FAILED, -errno.EEXIST, ("d",))
+    assert report.error == "cannot load m: File exists (EEXIST)"
+    world.kernel.does["d"] = refuse(errno.EEXIST)
+    world.kernel.live.clear()
+    assert world.load("m").error == "cannot load m: cannot load its dependency d: File exists (EEXIST)"
+
+
+def test_somebody_else_was_faster(tmp_path: Path) -> None:
+    world = World(tmp_path, {"m": ""})
+
+    def meanwhile() -> None:
+        world.kernel.live["m"] = None
+        refuse(errno.EEXIST)()
+
+    world.kernel.does["m"] = meanwhile
+    assert (world.load("m").outcome, world.load("m").status) == (Outcome.ALREADY_LIVE, 0)
+
+
+@pytest.mark.parametrize("aliases", ["alias fs-x m\nalias fs-x n\n", "alias fs-x n\nalias fs-x m\n"])
+def test_what_is_blacklisted_of_several_is_left_out(tmp_path: Path, aliases: str) -> None:
+    world = World(tmp_path, {"m": "", "n": ""}, aliases, "blacklist n\n")
+    report = world.load("fs-x")
+    assert (report.outcome, report.status, report.modules) == (Outcome.LOADED, 0, ("m",))
+
+
+def test_denied_where_all_are_blacklisted(tmp_path: Path) -> None:
+    world = World(tmp_path, {"m": "", "n": ""}, "alias fs-x m\nalias fs-x n\n", "blacklist n\nblacklist m\n")
+    report = world.load("fs-x")
+    assert (report.outcome, report.status, world.kernel.calls) == (Outcome.DENIED, -errno.EPERM, [])
+
+
+def test_a_module_that_two_patterns_match_is_loaded_once_where_it_comes_first(tmp_path: Path) -> None:
+    world = World(tmp_path, {"a": "", "b": ""}, "alias x:1* a\nalias x:12* b\nalias x:*3 a\n")
+    assert world.load("x:123").modules == ("a", "b")
+    assert world.kernel.calls == [("a", ""), ("b", "")]
+
+
+def test_its_own_name_is_free_again_while_post_soft_dependencies_load(tmp_path: Path) -> None:
+    world = World(tmp_path, {"x": "", "y": "", "z": ""}, config="softdep x pre: z post: y\n")
+
+    async def story() -> tuple[Report, list[Any], Report]:
+        loop = asyncio.get_running_loop()
+        progress, asked = Progress(), loop.create_future()
+        inner: list[Report] = []
+
+        def init_of_y() -> None:
+            told = list(progress.told)
+            answer = asyncio.run_coroutine_threadsafe(world.loader.load("x", Progress()), loop)
+            inner.append(answer.result(10))
+            loop.call_soon_threadsafe(asked.set_result, told)
+
+        world.kernel.does["y"] = init_of_y
+        report = await world.loader.load("x", progress)
+        return report, await asked, inner[0]
+
+    report, told, inner = asyncio.run(story())
+    assert (report.outcome, report.modules) == (Outcome.LOADED, ("z", "x", "y"))
+    assert told == ["live"], "a request for x that comes now is a load of its own"
+    assert inner.outcome is Outcome.ALREADY_LIVE
+
+
+def test_an_install_command_is_not_run_for_what_is_live_by_then(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    # In modprobe's order, what stands last in modules.dep comes first.
+    world = World(tmp_path, {"b": "x slow", "x": "", "slow": ""}, config=f"install x echo ran >>{count}\n")
+    world.loader._settings.set("serial", True)
+    world.kernel.does["slow"] = lambda: world.kernel.live.setdefault("x")
+    report = world.load("b")
+    assert [module for module, _parameters in world.kernel.calls] == ["slow", "b"]
+    assert report.status == 0
+    assert not count.exists()

@@ -1,0 +1,179 @@
+"""What is installed now: read again whenever it has changed, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmodd.broker.installed import Installed
+from kmodd.errors import KmoddError
+from kmodd.tree import keep, snapshot
+from kmodd.tree.snapshot import Snapshot
+
+
+class Place:
+    """A tree of its own, and one directory of modprobe.d."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.config = root / "modprobe.d"
+        self.config.mkdir(mode=0o755)
+        self.tree = root / "lib/modules/r"
+        (self.tree / "kernel").mkdir(parents=True)
+        (self.tree / "modules.dep").write_text("kernel/m.ko:\n")
+        (self.tree / "modules.alias").write_text("alias fs-m m\n")
+        monkeypatch.setattr(snapshot, "DIRECTORIES", (str(self.config),))
+        monkeypatch.setattr(keep, "usable", lambda _release, _root="": str(self.tree))
+        self.reads = 0
+
+        def take(directory: str, *, only_trusted: bool) -> Snapshot:
+            self.reads += 1
+            return self.take(directory, only_trusted=only_trusted)
+
+        self.take: Callable[..., Snapshot] = snapshot.take
+        monkeypatch.setattr(snapshot, "take", take)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.config / name
+        path.write_text(text)
+        path.chmod(0o644)
+        return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    tmp_path.chmod(0o755)
+    return Place(tmp_path, monkeypatch)
+
+
+def held_back(found: Snapshot) -> set[str]:
+    return set(found.config.blacklist)
+
+
+def run(story: Callable[[Installed], Any]) -> Any:
+    return asyncio.run(story(Installed(lambda: "r", lambda: None)))
+
+
+def test_it_is_read_again_only_after_a_change(place: Place) -> None:
+    async def story(installed: Installed) -> None:
+        for _ in range(3):
+            assert held_back(await installed.current()) == set()
+        assert place.reads == 1
+        place.write("a.conf", "blacklist m\n")
+        for _ in range(3):
+            assert held_back(await installed.current()) == {"m"}
+        assert place.reads == 2
+
+    run(story)
+
+
+def test_a_change_of_owner_or_mode_is_a_change(place: Place) -> None:
+    async def story(installed: Installed) -> None:
+        path = place.write("a.conf", "blacklist m\n")
+        path.chmod(0o666)
+        assert held_back(await installed.current()) == set()
+        path.chmod(0o644)
+        assert held_back(await installed.current()) == {"m"}
+        path.chmod(0o666)
+        assert held_back(await installed.current()) == set()
+
+    run(story)
+
+
+def test_what_a_link_leads_to_may_change_too(place: Place, tmp_path: Path) -> None:
+    async def story(installed: Installed) -> None:
+        folder = tmp_path / "elsewhere"
+        folder.mkdir(mode=0o755)
+        (folder / "x.conf").write_text("options m a=1\n")
+        (place.config / "x.conf").symlink_to(folder / "x.conf")
+        assert held_back(await installed.current()) == set()
+        (folder / "x.conf").write_text("blacklist m\n")
+        assert held_back(await installed.current()) == {"m"}
+        folder.chmod(0o777)
+        (folder / "x.conf").write_text("blacklist m\n")
+        assert held_back(await installed.current()) == set(), "others may put another file there"
+
+    run(story)
+
+
+def test_a_request_does_not_share_a_read_that_may_have_missed_a_change(place: Place) -> None:
+    async def story(installed: Installed) -> None:
+        await installed.current()
+        take, read, go = place.take, threading.Event(), threading.Event()
+
+        def slow(directory: str, *, only_trusted: bool) -> Snapshot:
+            found = take(directory, only_trusted=only_trusted)
+            read.set()
+            go.wait()
+            return found
+
+        place.take = slow
+        place.write("a.conf", "options m a=1\n")
+        first = asyncio.ensure_future(installed.current())
+        await asyncio.to_thread(read.wait)
+        place.write("b.conf", "blacklist m\n")
+        second = asyncio.ensure_future(installed.current())
+        await asyncio.sleep(0)
+        go.set()
+        assert held_back(await second) == {"m"}
+        await first
+
+    run(story)
+
+
+def test_without_modules_one_look_is_enough(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    looks = []
+
+    async def story(installed: Installed) -> None:
+        place.tree.rename(place.tree.with_name("gone"))
+        take = place.take
+
+        def look(directory: str, *, only_trusted: bool) -> Snapshot:
+            looks.append(directory)
+            return take(directory, only_trusted=only_trusted)
+
+        place.take = look
+        for _ in range(50):
+            with pytest.raises(KmoddError, match="of the running kernel r are not installed"):
+                await installed.current()
+        assert len(looks) == 1
+        place.tree.with_name("gone").rename(place.tree)
+        assert "m" in set((await installed.current()).index.modules())
+
+    run(story)
+    assert len([record for record in caplog.records if "not installed" in record.message]) == 1
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), OSError(5, "EIO"), MemoryError()])
+def test_a_read_that_fails_leaks_nothing(place: Place, error: BaseException) -> None:
+    async def story(installed: Installed) -> None:
+        def fail(directory: str, *, only_trusted: bool) -> Snapshot:
+            raise error
+
+        place.take = fail
+        counts = []
+        for _ in range(4):
+            with pytest.raises((KmoddError, type(error))):
+                await installed.current()
+            counts.append(len(os.listdir("/proc/self/fd")))
+        assert counts[1:] == counts[:-1]
+
+    run(story)
+
+
+def test_sighup_looks_again_whatever_the_watch_says(place: Place) -> None:
+    async def story(installed: Installed) -> None:
+        await installed.current()
+        place.write("a.conf", "blacklist m\n")
+        assert installed._watch is not None
+        installed._watch.maybe_changed()  # noticed, and lost
+        assert held_back(await installed.current()) == set()
+        installed.forget()
+        assert held_back(await installed.current()) == {"m"}
+
+    run(story)
