@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from kmodd.kernel.uses import StandsFor, Uses
+
 
 class ModuleState(enum.Enum):
     """The states of /proc/modules."""
@@ -92,6 +94,9 @@ class Kernel(Protocol):
             OSError: ENOENT no such module; EWOULDBLOCK (EAGAIN) in use, or it has holders; EBUSY it is
                 coming, going, or permanent; EPERM not allowed (delete_module(2)).
         """
+
+    def uses(self, name: str, stands_for: StandsFor) -> Uses:
+        """Return what is known to use a module in the kernel: nothing that it says is complete."""
 
     def identity(self, name: str) -> str | None:
         """Return what a module in the kernel keeps, and no later module of its name gets, in any boot."""

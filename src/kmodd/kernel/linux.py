@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 
-from kmodd.kernel import libc, modulecalls, stacks
+from kmodd.kernel import libc, modulecalls, stacks, uses
 from kmodd.kernel.boot import boot_id
 from kmodd.kernel.interface import BlockedTask, Module, ModuleState
+from kmodd.kernel.uses import StandsFor, Uses
 
 _STATES = {"Live": ModuleState.LIVE, "Loading": ModuleState.COMING, "Unloading": ModuleState.GOING}
 
@@ -79,6 +80,10 @@ class LinuxKernel:
     def unload(self, name: str) -> None:
         """Unload by delete_module(2), O_NONBLOCK, never forced."""
         libc.delete_module(name)
+
+    def uses(self, name: str, stands_for: StandsFor) -> Uses:
+        """Read PID 1's mounts and sysfs; see `uses`."""
+        return uses.find(name, stands_for, self._proc, self._sys)
 
     def identity(self, name: str) -> str | None:
         """The boot, and the inode of its directory in sysfs: never used again (kernfs, since 3.14)."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from kmodd.errors import SettingsError
 from kmodd.kernel.interface import BlockedTask, Module, ModuleState
+from kmodd.kernel.uses import StandsFor, Uses
 from kmodd.names import normalise
 
 
@@ -139,6 +140,10 @@ class SimulatedKernel:
                 raise _os_error(errno.EWOULDBLOCK, name)
             del self._modules[name]
             self._tell(name)
+
+    def uses(self, name: str, stands_for: StandsFor) -> Uses:  # noqa: ARG002 - the interface's
+        """Nothing: there are no devices and no mounts here, only counts."""
+        return Uses()
 
     def identity(self, name: str) -> str | None:
         """Return which coming of the module this is; None where it is not in the kernel."""
