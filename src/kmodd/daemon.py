@@ -128,7 +128,7 @@ class Daemon:
             asleep=asleep,
             identity=self._kernel.identity,
         )
-        self._remover = Remover(self._kernel, self._recorder)
+        self._remover = Remover(self._kernel, self._recorder, self._installed, init.enter)
         self._interface = KmoddInterface(
             self._broker,
             self._remover,

@@ -68,11 +68,15 @@ class SettingsError(KmoddError):
 
 
 class KernelError(KmoddError):
-    """A system call about modules failed; `errno` is a positive error number."""
+    """A system call about modules failed; `errno` is a positive error number.
 
-    def __init__(self, message: str, errno: int) -> None:
+    `status`: the negative errno, or the exit status of the command of modprobe.d that failed.
+    """
+
+    def __init__(self, message: str, errno: int, status: int | None = None) -> None:
         super().__init__(message)
         self.errno = errno
+        self.status = -errno if status is None else status
 
 
 def errno_words(number: int) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from kmodd.broker.threads import in_own_thread
 from kmodd.errors import KmoddError
-from kmodd.tree import keep, snapshot
+from kmodd.names import normalise
+from kmodd.tree import keep, modprobed, snapshot
 from kmodd.tree.index import NoTree
+from kmodd.tree.modprobed import DIRECTORIES, Config
 from kmodd.tree.snapshot import Snapshot
 from kmodd.tree.watch import Watch
 
@@ -51,6 +53,30 @@ class Installed:
         if self._snapshot is None:
             raise self._error or KmoddError("no modules are installed")
         return self._snapshot
+
+    async def config(self) -> Config:
+        """Return the configuration now, which holds where no modules are installed too.
+
+        Raises:
+            KmoddError: it cannot be read.
+        """
+        try:
+            return (await self.current()).config
+        except KmoddError:
+
+            def work() -> Config:
+                self._enter_root()
+                return modprobed.load(DIRECTORIES, only_trusted=True)
+
+            try:
+                return await in_own_thread("kmod_tree", work)
+            except OSError as err:
+                raise KmoddError(f"cannot read modprobe.d: {err.strerror or err}") from err
+
+    def aliased(self, name: str) -> list[str]:
+        """Return the installed modules with an alias such as `fs-vfat`, as far as known; from any thread."""
+        known = self._snapshot
+        return [] if known is None else known.index.alias(normalise(name))
 
     @property
     def known(self) -> Snapshot | None:

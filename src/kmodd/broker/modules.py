@@ -12,17 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from kmodd.broker import child
+from kmodd.broker import commands
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress
 from kmodd.broker.threads import in_own_thread
 from kmodd.errors import KmoddError, errno_words
 from kmodd.kernel import init, refusal
 from kmodd.kernel.interface import Kernel
-from kmodd.names import printable
 from kmodd.tree.plan import Action, Step
-
-_SHELL = "/bin/sh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +126,15 @@ class ModuleLoads:
         return Loaded(None, (module,))
 
     def _command(self, load: ModuleLoad, step: Step) -> Loaded:
-        """Run an `install` command as modprobe does: by a shell, with MODPROBE_MODULE and $CMDLINE_OPTS."""
+        """Run an `install` command as modprobe does, instead of loading the module."""
         assert step.command is not None
         self._enter_root()
         if self._kernel.is_live(step.module):
             return Loaded()  # by now: another request's command has brought it, or a step before this one
         before = frozenset(self._kernel.holders())
-        command = step.command.replace("$CMDLINE_OPTS", step.parameters)
-        ended = child.run(
-            _SHELL,
-            ["sh", "-c", command],
-            partial(setattr, load, "session"),
-            {**child.ENVIRONMENT, "MODPROBE_MODULE": step.module},
-        )
+        ended = commands.run(step.command, step.module, step.parameters, partial(setattr, load, "session"))
         brought_in = tuple(module for module in self._kernel.holders() if module not in before)
         if ended.status == 0:
             return Loaded(None, brought_in)
-        said = printable(ended.output)
-        how = f"ended with exit status {ended.status}"
-        if ended.status < 0:
-            how = f"was killed by signal {-ended.status}"
-        words = f"its install command {how}" + (f": {said}" if said else "")
-        status = ended.status if ended.status > 0 else 128 - ended.status
-        return Loaded(Failure(step.module, status, words), brought_in)
+        failure = Failure(step.module, commands.status(ended), f"its install command {commands.words(ended)}")
+        return Loaded(failure, brought_in)

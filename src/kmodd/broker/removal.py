@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import Protocol
 
+from kmodd.broker import commands
+from kmodd.broker.child import Ended
 from kmodd.broker.threads import in_own_thread
-from kmodd.errors import KernelError, errno_words
+from kmodd.errors import KernelError, KmoddError, errno_words
+from kmodd.kernel import init
 from kmodd.kernel.interface import Kernel, Module
 from kmodd.model import Event
-from kmodd.names import check, normalise
+from kmodd.names import check, escape, normalise
 from kmodd.record.recorder import Recorder
+from kmodd.tree.modprobed import Command, Config
+
+
+class Configured(Protocol):
+    """What there is to know of a module outside the kernel; `installed.Installed` for Linux."""
+
+    async def config(self) -> Config:
+        """Return modprobe.d, without what others than root can change."""
+
+    def aliased(self, name: str) -> Collection[str]:
+        """Return the installed modules with an alias, as far as known."""
 
 
 class Remover:
-    """Unloads modules, never forced, each call in a thread of its own: a module's exit may hang."""
+    """Unloads modules, never forced, each in a thread of its own: a module's exit may hang.
 
-    def __init__(self, kernel: Kernel, recorder: Recorder) -> None:
+    `configured`: None in a simulated kernel, which has no configuration. `enter_root` moves a thread to
+    PID 1's root (S13), where a `remove` command runs.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        recorder: Recorder,
+        configured: Configured | None = None,
+        enter_root: Callable[[], None] = lambda: None,
+    ) -> None:
         self._kernel = kernel
         self._recorder = recorder
+        self._configured = configured
+        self._enter_root = enter_root
         self._brought_in: dict[str, tuple[str | None, int]] = {}
+        self._by_command: set[str] = set()
         recorder.subscribe(self._note)
 
     def _note(self, event: Event) -> None:
@@ -56,20 +85,28 @@ class Remover:
 
         Raises:
             InvalidName: that is no module's name.
-            KernelError: it is not there (ENOENT), or the kernel refuses; `errno` says why. What was
-                unloaded until then stays unloaded.
+            KernelError: it is not there (ENOENT), or the kernel refuses, or its `remove` command has
+                failed; `errno` says why. What was unloaded until then stays unloaded.
         """
         plain = normalise(check(name.encode("utf-8", errors="surrogatepass")))
         order = await in_own_thread("kmod_list", lambda: self._order(plain, holders=holders))
         removed = []
+        commanded = False
         for module in order:
-            try:
-                await in_own_thread("kmod_unloader", partial(self._kernel.unload, module))
-            except OSError as err:
-                raise await self._refused(module, err) from err
+            # A command may have taken others with it, as `modprobe -r` does.
+            if not commanded or await self._is_there(module):
+                command = await self._command(module)
+                if command is not None:
+                    commanded = True
+                    await self._run(module, command)
+                else:
+                    await self._unload(module)
             removed.append(module)
-            self._recorder.add("unload", {"module": module, "reason": "requested"})
+            self._record(module)
         return removed
+
+    def _record(self, module: str) -> None:
+        self._recorder.add("unload", {"module": module, "reason": "requested"})
 
     def _order(self, name: str, *, holders: bool) -> list[str]:
         modules = self._kernel.modules()
@@ -86,15 +123,77 @@ class Remover:
         visit(name)
         return list(order)
 
+    async def _is_there(self, module: str) -> bool:
+        return module in await in_own_thread("kmod_list", self._kernel.modules)
+
+    async def _unload(self, module: str) -> None:
+        try:
+            await in_own_thread("kmod_unloader", partial(self._kernel.unload, module))
+        except OSError as err:
+            raise await self._refused(module, err) from err
+
     async def _refused(self, name: str, err: OSError) -> KernelError:
         number = err.errno or errno.EIO
-        modules = await in_own_thread("kmod_list", self._kernel.modules)
-        module = modules.get(name)
+        why = await in_own_thread("kmod_list", lambda: self._why_refused(name, number))
+        return KernelError(f"cannot unload {name}: {why}", number)
+
+    def _why_refused(self, name: str, number: int) -> str:
+        module = self._kernel.modules().get(name)
         why = errno_words(number)
         if module is not None and module.holders:
             why = f"it is used by {', '.join(module.holders)} (try --holders)"
         elif module is not None and module.permanent:
             why = "it is permanent: it has no exit function"
         elif module is not None and module.refcount:
-            why = f"it has {module.refcount} user{'s' if module.refcount != 1 else ''}"
-        return KernelError(f"cannot unload {name}: {why}", number)
+            stands_for = self._configured.aliased if self._configured is not None else lambda _name: ()
+            why = self._kernel.uses(name, stands_for).words(module.refcount)
+        return why
+
+    # By a command of modprobe.d
+
+    async def _command(self, module: str) -> Command | None:
+        """Return the first `remove` line for a module's name, as modprobe takes it."""
+        if self._configured is None:
+            return None
+        try:
+            config = await self._configured.config()
+        except KmoddError as err:
+            # There may be a command that keeps it, or that must be run before it goes.
+            raise KernelError(f"cannot unload {module}: {err}", errno.EIO) from err
+        return next(iter(config.remove.find((module,))), None)
+
+    async def _run(self, module: str, command: Command) -> None:
+        """Let the command unload a module.
+
+        Raises:
+            KernelError: it cannot be run, it has failed, or it has left the module there. `status` is the
+                command's exit status, 128 and the number of the signal where one ended it.
+        """
+        which = f"its remove command ({escape(os.fsencode(str(command.place)))})"
+        if module in self._by_command:
+            # Also where it asks for that itself, as by `kmodd remove`: it would go on for ever.
+            raise KernelError(f"cannot unload {module}: {which} is running already", errno.EALREADY)
+        self._by_command.add(module)
+        try:
+            ended = await in_own_thread("kmod_unloader", lambda: self._run_here(module, command.command))
+        except OSError as err:
+            number = err.errno or errno.EIO
+            what = f"cannot enter {init.ROOT}" if err.filename == init.ROOT else f"cannot run {which}"
+            raise KernelError(f"cannot unload {module}: {what}: {errno_words(number)}", number) from err
+        finally:
+            self._by_command.discard(module)
+        there = await self._is_there(module)
+        if ended.status:
+            what = f"cannot unload {module}:" if there else f"{module} is unloaded, but"
+            if not there:
+                self._record(module)
+            raise KernelError(
+                f"{what} {which} {commands.words(ended)}", errno.EIO, status=commands.status(ended)
+            )
+        if there:
+            words = f"cannot unload {module}: {which} ended with success and left it in the kernel"
+            raise KernelError(f"{words}: {errno_words(errno.EPERM)}", errno.EPERM)
+
+    def _run_here(self, module: str, command: str) -> Ended:
+        self._enter_root()
+        return commands.run(command, module, "", lambda _pid: None)

@@ -67,7 +67,7 @@ class LoadFailed(TypedVarlinkErrorReply, interface="io.kmodd"):
 
 
 class RemoveFailed(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """It could not be unloaded. `status`: a negative errno."""
+    """It could not be unloaded. `status`: a negative errno, or its `remove` command's exit status."""
 
     class Parameters:
         name: str
@@ -265,7 +265,7 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         except KernelError as err:
             if err.errno == errno.ENOENT:
                 raise NotFound(name=name, error=str(err), result=None) from err
-            raise RemoveFailed(name=name, status=-err.errno, error=str(err)) from err
+            raise RemoveFailed(name=name, status=err.status, error=str(err)) from err
 
     @varlinkmethod(return_parameter="modules")
     async def ListModules(self) -> list[ModuleInfo]:  # noqa: N802 - varlink's spelling
