@@ -66,18 +66,17 @@ class Remover:
 
         A module that somebody else has unloaded and loaded again since is no longer ours.
         """
+        noted = dict(self._brought_in)
 
         def look() -> tuple[Mapping[str, Module], dict[str, str | None]]:
             modules = self._kernel.modules()
-            ours = [name for name in list(self._brought_in) if name in modules]
-            return modules, {name: self._kernel.identity(name) for name in ours}
+            return modules, {name: self._kernel.identity(name) for name in noted if name in modules}
 
         modules, identities = await in_own_thread("kmod_list", look)
-        self._brought_in = {
-            name: noted
-            for name, noted in self._brought_in.items()
-            if name not in identities or (identities[name] is not None and noted[0] == identities[name])
-        }
+        for name, identity in identities.items():
+            # What was noted while we looked is newer, and may well be ours.
+            if (identity is None or noted[name][0] != identity) and self._brought_in.get(name) == noted[name]:
+                del self._brought_in[name]
         return modules, {name: self._brought_in[name][1] for name in identities if name in self._brought_in}
 
     async def remove(self, name: str, *, holders: bool) -> list[str]:
