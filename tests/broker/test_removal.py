@@ -192,6 +192,28 @@ def test_a_command_that_asks_for_itself_is_refused_while_it_runs(bench: Bench, t
     asyncio.run(main())
 
 
+def test_what_has_begun_is_recorded_when_nobody_waits_any_more(bench: Bench, tmp_path: Path) -> None:
+    async def main() -> None:
+        remover = bench.remover(
+            f"remove top cd {tmp_path}; >started; while ! [ -e go ]; do sleep 0.01; done; >gone/top\n"
+        )
+        left = asyncio.create_task(remover.remove("mid", holders=True))
+        while not (tmp_path / "started").exists():
+            await asyncio.sleep(0.005)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        with pytest.raises(KernelError, match="is running already"):
+            await remover.remove("top", holders=False)
+        (tmp_path / "go").write_text("")
+        while not bench.recorded():
+            await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+    assert bench.recorded() == ["top"]
+    assert bench.kernel.unloaded == []
+
+
 def raising(error: OSError) -> Callable[[], None]:
     def enter() -> None:
         raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -92,17 +93,23 @@ class Remover:
         removed = []
         commanded = False
         for module in order:
-            # A command may have taken others with it, as `modprobe -r` does.
-            if not commanded or await self._is_there(module):
-                command = await self._command(module)
-                if command is not None:
-                    commanded = True
-                    await self._run(module, command)
-                else:
-                    await self._unload(module)
+            # Whoever gives up stops what would come next; what has begun goes on, and is recorded.
+            commanded |= await asyncio.shield(self._one(module, commanded=commanded))
             removed.append(module)
-            self._record(module)
         return removed
+
+    async def _one(self, module: str, *, commanded: bool) -> bool:
+        """Unload one module, and return whether a command did."""
+        command = None
+        # A command that came before may have taken others with it, as `modprobe -r` does.
+        if not commanded or await self._is_there(module):
+            command = await self._command(module)
+            if command is not None:
+                await self._run(module, command)
+            else:
+                await self._unload(module)
+        self._record(module)
+        return command is not None
 
     def _record(self, module: str) -> None:
         self._recorder.add("unload", {"module": module, "reason": "requested"})
