@@ -38,6 +38,7 @@ from kmodd.kernel.hook import HELPER, Hook
 from kmodd.kernel.interface import BlockedTask, Kernel
 from kmodd.kernel.linux import LinuxKernel
 from kmodd.kernel.simulated import SimulatedKernel, installed_below
+from kmodd.kernel.tracing import Tracing, pids_are_the_kernels
 from kmodd.model import Source
 from kmodd.record.journal import Journal, seconds
 from kmodd.record.recorder import Recorder
@@ -48,6 +49,7 @@ from kmodd.sources.helper import HelperSource
 from kmodd.sources.listen import Listener, bind
 from kmodd.sources.strangers import take_no_descriptors
 from kmodd.sources.varlink import KmoddInterface, Resolve
+from kmodd.sources.whoasked import WhoAsked
 from kmodd.tree import keep
 
 log = logging.getLogger("kmodd")
@@ -95,6 +97,10 @@ class Daemon:
         self._run_dir = os.path.join(options.root, "run/kmodd")
         self._hook = Hook(self._run_dir, options.helper)
         self._hooked = False
+        self._tracing = Tracing()
+        # The helpers of another kernel, or below another root, are not those of this kernel's requests.
+        real = options.kernel == "linux" and options.root == "/" and pids_are_the_kernels()
+        self._who = WhoAsked(self._tracing) if real else None
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._listeners: list[Listener] = []
@@ -166,6 +172,7 @@ class Daemon:
         await asyncio.wait([self._group_lookup], timeout=_GROUP_PATIENCE)
         try:
             self._listen(api)
+            self._trace()  # once it is known that no other daemon is there, and before the kernel asks us
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
             loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -192,6 +199,7 @@ class Daemon:
             self._close_listeners()
             if self._hooked:
                 self._hook.off()
+            self._tracing.stop()
             raise
         await self._shut_down(api)
 
@@ -209,6 +217,7 @@ class Daemon:
         self._broker.stopping = True
         self._close_listeners()
         await self._broker.stop(self._settings.stop_timeout)
+        self._tracing.stop()
         # The loop's end puts the signals' default actions back: another one must not kill what ends in order.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         self._recorder.add("daemon", {"action": "stop", "version": __version__, "pid": os.getpid()})
@@ -244,7 +253,7 @@ class Daemon:
 
     def _listen(self, api: ApiSource) -> None:
         passed = servicemanager.passed_sockets()
-        helpers = HelperSource(self._broker, self._recorder)
+        helpers = HelperSource(self._broker, self._recorder, self._who)
         for name, kind, mode, connected in (
             (helper.SOCKET, socket.SOCK_SEQPACKET, 0o600, helpers.connected),
             (connections.SOCKET, socket.SOCK_STREAM, 0o666, api.connected),
@@ -339,6 +348,17 @@ class Daemon:
         except KmoddError:
             return False
 
+    def _trace(self) -> None:
+        """Begin to find out who asks; without tracing as far as that goes."""
+        if self._who is None:
+            self._tracing.problem = (
+                "only requests of the running kernel, to the machine's own daemon, are traced"
+            )
+            return
+        self._tracing.start()
+        if self._tracing.problem is not None:
+            log.warning("it will often not be known who asked: %s", self._tracing.problem)
+
     def _keep_watchdog(self) -> None:
         """Tell the service manager that the event loop turns; only where it asked for that."""
         interval = servicemanager.watchdog_interval()
@@ -380,6 +400,11 @@ class Daemon:
             "kernel": {"type": self._kernel.name, "release": self._kernel.release},
             "hook": self._hook_status(),
             "tree": self._tree_status(),
+            "tracing": {
+                "on": self._tracing.on,
+                "problem": self._tracing.problem,
+                "missed": self._tracing.missed,
+            },
             "requests": {
                 "total": broker.requests_total,
                 "waiting": broker.waiting_total,

@@ -164,6 +164,7 @@ def status(arguments: Namespace) -> int:
         ["kernel", f"{state['kernel']['type']} {state['kernel']['release']}"],
         ["hook", hook["error"] or hooked],
         *_tree_rows(state["tree"]),
+        ["tracing", _tracing_words(state["tracing"])],
         ["requests", f"{requests['total']} ({outcomes or 'none yet'}), {requests['waiting']} waiting"],
         ["loads", f"{loads['total']}, {loads['running']} running"],
         ["journal", _journal_words(state["journal"])],
@@ -178,6 +179,13 @@ def _journal_words(journal: dict[str, Any]) -> str:
     if journal["lost"]:
         words.append(f"{journal['lost']} events lost")
     return ", ".join(word for word in words if word)
+
+
+def _tracing_words(tracing: dict[str, Any]) -> str:
+    if not tracing["on"]:
+        return f"off: {tracing['problem']}"
+    missed = f", {tracing['missed']} times records were lost" if tracing["missed"] else ""
+    return f"on: who asks is known{missed}"
 
 
 def _tree_rows(tree: dict[str, Any] | None) -> list[list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Collection, Iterator
 
 from kmodd.kernel.interface import BlockedTask, Wait
@@ -95,6 +96,24 @@ def blocked_tasks(
         else:
             continue
         found.append(BlockedTask(tid, session, wait, modules))
+    return found
+
+
+def requesting(proc: str = "/proc", deadline: float | None = None) -> list[int] | None:
+    """Return the thread ids of all tasks that are blocked in request_module().
+
+    None where that has not been found out by `deadline`, a time of the monotonic clock in seconds.
+    """
+    found = []
+    for task in _tasks(proc):
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        try:
+            blocked = state_and_session(_read(f"{task}/stat"))[0] == "D"
+            if blocked and waiting_for(_read(f"{task}/stack")) is Wait.REQUEST:
+                found.append(int(task.rpartition("/")[2]))
+        except (OSError, ValueError):
+            continue
     return found
 
 

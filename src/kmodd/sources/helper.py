@@ -18,6 +18,7 @@ from kmodd.model import Source
 from kmodd.names import KERNEL_MAX, escape
 from kmodd.record.recorder import Recorder
 from kmodd.sources import peer
+from kmodd.sources.whoasked import NOBODY, WhoAsked
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,14 @@ _HAND_OVER = 5.0
 class HelperConnection:
     """One request of the kernel."""
 
-    __slots__ = ("_answered", "_broker", "_loop", "_recorder", "_sock", "_ticket", "_timer")
+    __slots__ = ("_answered", "_broker", "_claim", "_loop", "_recorder", "_sock", "_ticket", "_timer", "_who")
 
-    def __init__(self, sock: socket.socket, broker: Broker, recorder: Recorder) -> None:
+    def __init__(self, sock: socket.socket, broker: Broker, recorder: Recorder, who: WhoAsked | None) -> None:
         self._sock = sock
         self._broker = broker
         self._recorder = recorder
+        self._who = who
+        self._claim = NOBODY
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
         self._answered = False
@@ -79,7 +82,16 @@ class HelperConnection:
             self._recorder.add("daemon", {"action": "fallback", "name": name})
             self._close()
             return
-        ticket = self._broker.submit(packet[:-1], Source.KERNEL, longest=KERNEL_MAX, on_status=self._status)
+        # Now, and not in a thread: who asked stays as it is until it is answered.
+        if self._who is not None:
+            self._claim = self._who.claim(packet[:-1])
+        ticket = self._broker.submit(
+            packet[:-1],
+            Source.KERNEL,
+            longest=KERNEL_MAX,
+            requester=self._claim.requester,
+            on_status=self._status,
+        )
         if not self._answered:
             self._ticket = ticket
             self._loop.add_reader(self._sock, self._receive)
@@ -111,16 +123,22 @@ class HelperConnection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._who is not None:
+            self._who.release(self._claim)
         self._loop.remove_reader(self._sock)
         self._sock.close()
 
 
 class HelperSource:
-    """Takes helper connections; refuses those of anyone but root."""
+    """Takes helper connections; refuses those of anyone but root.
 
-    def __init__(self, broker: Broker, recorder: Recorder) -> None:
+    Without `who` it is not known who asked: the helpers are not those of the running kernel.
+    """
+
+    def __init__(self, broker: Broker, recorder: Recorder, who: WhoAsked | None = None) -> None:
         self._broker = broker
         self._recorder = recorder
+        self._who = who
 
     def connected(self, sock: socket.socket) -> None:
         """Serve one connection."""
@@ -129,4 +147,4 @@ class HelperSource:
             log.warning("refused a helper connection of uid %d (pid %d)", who.uid, who.pid)
             sock.close()
             return
-        HelperConnection(sock, self._broker, self._recorder)
+        HelperConnection(sock, self._broker, self._recorder, self._who)

@@ -1,0 +1,119 @@
+"""Which task made a request of the kernel: the helper does not know, and its parent is the kernel's.
+
+With tracing each request has a record with its name and its task; without, a task is told where it is the
+only one that can have asked. A request whose task has gone, and one that nothing is known of, has nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kmodd.kernel import requester, stacks
+from kmodd.kernel.tracing import Asked, Tracing
+from kmodd.model import UNKNOWN_REQUESTER, Requester
+
+log = logging.getLogger(__name__)
+
+RECORDS = 512
+"""Unclaimed records that are kept; the kernel has 50 requests at once at most."""
+AGE = 60.0
+"""Seconds for which an unclaimed record is kept: its helper starts late on a machine that is busy."""
+_SETTLED = 1.0
+"""Seconds after which a task that does not wait for its helper is not going to."""
+_SCAN = 0.02
+"""Seconds that looking at all tasks may take on the event loop; on a machine with more nobody is told."""
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who made a request; `tid` is None where that is not known."""
+
+    requester: Requester = UNKNOWN_REQUESTER
+    tid: int | None = None
+
+
+NOBODY = Claim()
+
+
+class WhoAsked:
+    """Joins requests with tasks; each record, and each waiting task, is given to one request."""
+
+    def __init__(
+        self, tracing: Tracing, proc: str = "/proc", clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._tracing = tracing
+        self._proc = proc
+        self._clock = clock
+        self._records: list[Asked] = []
+        self._claimed: set[int] = set()
+
+    def claim(self, name: bytes) -> Claim:
+        """Return who asked for `name`, and take the record away; of several the oldest that still waits.
+
+        Reads procfs and tracefs only, neither of which blocks. A defect of ours costs nobody their answer.
+        """
+        try:
+            claim = self._by_record(name) if self._tracing.on else self._only_one()
+        except Exception:
+            log.exception("cannot find out who asked")
+            return NOBODY
+        if claim.tid is not None:
+            self._claimed.add(claim.tid)
+        return claim
+
+    def release(self, claim: Claim) -> None:
+        """The request has been answered."""
+        if claim.tid is not None:
+            self._claimed.discard(claim.tid)
+
+    # With tracing
+
+    def _by_record(self, name: bytes) -> Claim:
+        self._note(self._tracing.drain())
+        found = self._waiting(name)
+        if found is None:
+            self._note(self._tracing.drain(everywhere=True))
+            found = self._waiting(name) or self._gone_on(name)
+        return found or NOBODY
+
+    def _note(self, new: list[Asked]) -> None:
+        for asked in new:
+            # A task that asks anew has gone on: what it asked for before has been answered by the fallback.
+            self._records = [old for old in self._records if old.tid != asked.tid or not old.wait]
+            self._records.append(asked)
+        oldest = self._clock() - int(AGE * _NS)
+        self._records = [asked for asked in self._records[-RECORDS:] if asked.time >= oldest]
+
+    def _waiting(self, name: bytes) -> Claim | None:
+        """Return the oldest of those that wait for `name`."""
+        for asked in [asked for asked in self._records if asked.name == name and asked.wait]:
+            who = requester.waiting(asked.tid, self._proc)
+            if who is not None:
+                self._records.remove(asked)
+                return Claim(who, asked.tid)
+            if self._clock() - asked.time > _SETTLED * _NS:
+                self._records.remove(asked)
+        return None
+
+    def _gone_on(self, name: bytes) -> Claim | None:
+        """Return the oldest that asked for `name` by request_module_nowait(): no more than its pid."""
+        for asked in self._records:
+            if asked.name == name and not asked.wait:
+                self._records.remove(asked)
+                suspended = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+                return Claim(requester.known_by_number(asked.tid, asked.time + suspended, self._proc))
+        return None
+
+    # Without
+
+    def _only_one(self) -> Claim:
+        tids = stacks.requesting(self._proc, time.monotonic() + _SCAN)
+        unclaimed = [] if tids is None else [tid for tid in tids if tid not in self._claimed]
+        if len(unclaimed) != 1:
+            return NOBODY
+        who = requester.waiting(unclaimed[0], self._proc)
+        return NOBODY if who is None else Claim(who, unclaimed[0])

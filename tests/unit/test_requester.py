@@ -1,0 +1,361 @@
+"""Who a task is, from made-up /proc trees; and which unit and container a control group names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmodd.kernel import cgroup, requester, stacks
+from kmodd.kernel.tracing import Asked, Tracing
+from kmodd.model import UNKNOWN_REQUESTER, Requester
+from kmodd.sources.whoasked import AGE, NOBODY, RECORDS, WhoAsked
+
+ASKING = """\
+[<0>] call_usermodehelper_exec+0x14a/0x180
+[<0>] __request_module+0x1b5/0x300
+[<0>] __sock_create+0x10e/0x210
+[<0>] __sys_socket+0x57/0xd0
+[<0>] do_syscall_64+0x55/0xb0
+"""
+ELSEWHERE = "[<0>] pipe_read+0x2e/0x1000\n[<0>] do_syscall_64+0x55/0xb0\n"
+ID = "0123456789abcdef" * 4
+INIT_NS, OTHER_NS = "user:[4026531837]", "user:[4026532201]"
+BOTH, PLAIN = "000001ffffffffff", "0000000000000400"
+
+
+class Proc:
+    """A /proc of our own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "1/ns").mkdir(parents=True)
+        (root / "1/ns/user").symlink_to(INIT_NS)
+
+    def task(
+        self,
+        tid: int,
+        *,
+        pid: int | None = None,
+        state: str = "D",
+        name: str = "python3",
+        uid: int = 1000,
+        caps: str = PLAIN,
+        stack: str = ASKING,
+        exe: str | None = "/usr/bin/python3.11",
+        cgroup: str = "0::/\n",
+        namespace: str = INIT_NS,
+        started: int = 5,
+    ) -> None:
+        pid = pid or tid
+        for directory in (self.root / str(tid), self.root / str(pid) / "task" / str(tid)):
+            (directory / "ns").mkdir(parents=True, exist_ok=True)
+            (directory / "status").write_text(
+                f"Name:\t{name}\nUmask:\t0022\nState:\t{state} (whatever)\nTgid:\t{pid}\nPid:\t{tid}\n"
+                f"Uid:\t7\t{uid}\t8\t9\nGid:\t7\t{uid}\t8\t9\nCapInh:\t0\nCapEff:\t{caps}\n"
+            )
+            fields = " ".join(["0"] * 18 + [str(started)] + ["0"] * 5)
+            (directory / "stat").write_text(f"{tid} ({name}) {state} {fields}\n")
+            (directory / "comm").write_text(f"{name}\n")
+            (directory / "stack").write_text(stack)
+            (directory / "cgroup").write_text(cgroup)
+            for link, target in (("exe", exe), ("ns/user", namespace)):
+                (directory / link).unlink(missing_ok=True)
+                if target is not None:
+                    (directory / link).symlink_to(target)
+
+    def who(self, tid: int) -> Requester | None:
+        return requester.waiting(tid, str(self.root))
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Proc:
+    return Proc(tmp_path)
+
+
+def test_all_that_is_known(proc: Proc) -> None:
+    proc.task(812, cgroup="0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope\n")
+    assert proc.who(812) == Requester(
+        pid=812,
+        comm="python3",
+        uid=1000,
+        gid=1000,
+        exe="/usr/bin/python3.11",
+        unit="user@1000.service",
+        container=None,
+        privileged=False,
+        call_site="__sock_create",
+    )
+
+
+def test_a_thread_is_told_by_its_process(proc: Proc) -> None:
+    proc.task(20, name="the process", state="S", stack=ELSEWHERE)
+    proc.task(21, pid=20, name="its thread")
+    who = proc.who(21)
+    assert who is not None
+    assert (who.pid, who.comm) == (20, "the process")
+
+
+@pytest.mark.parametrize(
+    ("state", "stack"),
+    [
+        ("R", ASKING),  # the stack of a running task may be an old one
+        ("S", ASKING),
+        ("D", ELSEWHERE),
+        ("D", ""),
+        ("D", "[<0>] __request_module+0x1/0x2\n"),  # it still waits for one of the kernel's slots
+    ],
+)
+def test_a_task_that_does_not_wait_is_nobody(proc: Proc, state: str, stack: str) -> None:
+    proc.task(30, state=state, stack=stack)
+    assert proc.who(30) is None
+    assert proc.who(31) is None
+
+
+@pytest.mark.parametrize(
+    ("caps", "namespace", "privileged"),
+    [
+        (BOTH, INIT_NS, True),
+        (f"{1 << 16:016x}", INIT_NS, True),
+        (f"{1 << 21:016x}", INIT_NS, True),
+        (f"{1 << 12:016x}", INIT_NS, False),
+        (BOTH, OTHER_NS, False),
+        (PLAIN, OTHER_NS, False),
+    ],
+)
+def test_privileged(proc: Proc, caps: str, namespace: str, privileged: bool) -> None:
+    proc.task(40, caps=caps, namespace=namespace)
+    who = proc.who(40)
+    assert who is not None
+    assert who.privileged is privileged
+
+
+def test_privileged_is_not_guessed(proc: Proc) -> None:
+    proc.task(40, caps=BOTH)
+    os.unlink(proc.root / "1/ns/user")
+    who = proc.who(40)
+    assert who is not None
+    assert who.privileged is None
+
+
+def test_a_kernel_thread(proc: Proc) -> None:
+    proc.task(50, name="kworker/u4:1-events_unbound", uid=0, caps=BOTH, exe=None)
+    who = proc.who(50)
+    assert who is not None
+    assert (who.comm, who.exe, who.uid, who.privileged) == ("kworker/u4:1-events_unbound", None, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "comm"),
+    [
+        (r"a\nState:\tR", r"a; State:\tR"),
+        (r"x\\ny", r"x\ny"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("Uid: 0 0 0 0", "Uid: 0 0 0 0"),
+    ],
+)
+def test_names_that_would_forge_something(proc: Proc, name: str, comm: str) -> None:
+    proc.task(60, name=name)
+    who = proc.who(60)
+    assert who is not None
+    assert (who.comm, who.uid) == (comm, 1000)
+
+
+def test_an_exe_with_any_bytes(proc: Proc) -> None:
+    proc.task(61, exe="/tmp/a\nb\x1b (deleted)")
+    who = proc.who(61)
+    assert who is not None
+    assert who.exe == r"/tmp/a; b\x1b (deleted)"
+
+
+def test_the_frame_behind_request_module() -> None:
+    assert requester.call_site(ASKING) == "__sock_create"
+    assert requester.call_site(ASKING.replace("__sock_create", "ask.isra.0")) == "ask"
+    assert requester.call_site("\n".join(ASKING.splitlines()[:2])) is None
+    assert requester.call_site(ELSEWHERE) is None
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_no_status(raw: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        requester.parse_status(raw)
+    cgroup.belongs_to(raw)
+    requester.call_site(raw.decode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("path", "unit", "container"),
+    [
+        ("/", None, None),
+        ("/init.scope", "init.scope", None),
+        ("/system.slice/ssh.service", "ssh.service", None),
+        ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service", None),
+        ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope", None),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/ssh.service", "user@1000.service", None),
+        (f"/system.slice/docker-{ID}.scope", f"docker-{ID}.scope", ID),
+        (f"/system.slice/docker-{ID}.scope/system.slice/ssh.service", f"docker-{ID}.scope", ID),
+        (f"/docker/{ID}", None, ID),
+        (f"/machine.slice/libpod-{ID}.scope/container", f"libpod-{ID}.scope", ID),
+        (f"/machine.slice/libpod-conmon-{ID}.scope", f"libpod-conmon-{ID}.scope", None),
+        (
+            f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope",
+            "user@1000.service",
+            ID,
+        ),
+        (
+            f"/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope",
+            f"cri-containerd-{ID}.scope",
+            ID,
+        ),
+        (f"/kubepods/burstable/pod1/{ID}", None, ID),
+        (f"/kubepods.slice/crio-{ID}.scope", f"crio-{ID}.scope", ID),
+        ("/lxc.payload.web", None, "web"),
+        ("/lxc.monitor.web", None, None),
+        ("/lxc/web/system.slice/cron.service", "cron.service", "web"),
+        ("/machine.slice/machine-deb\\x2dian.scope/payload", "machine-deb\\x2dian.scope", "deb-ian"),
+        ("/machine.slice/systemd-nspawn@web.service/payload", "systemd-nspawn@web.service", "web"),
+        ("/machine.slice/machine-qemu\\x2d1\\x2dvm.scope", "machine-qemu\\x2d1\\x2dvm.scope", None),
+        (f"/system.slice/docker-{ID[1:]}.scope", f"docker-{ID[1:]}.scope", None),
+        (f"/{ID}", None, None),
+        ("/a b\x1b/x", None, None),
+        ("/machine.slice/machine-a\\x0ab.scope", "machine-a\\x0ab.scope", "a; b"),
+    ],
+)
+def test_control_groups(path: str, unit: str | None, container: str | None) -> None:
+    assert cgroup.belongs_to(f"0::{path}\n".encode()) == (unit, container)
+
+
+def test_control_groups_of_version_1() -> None:
+    hybrid = b"12:pids:/x\n1:name=systemd:/system.slice/ssh.service\n0::/\n"
+    assert cgroup.belongs_to(hybrid) == ("ssh.service", None)
+    assert cgroup.belongs_to(hybrid.replace(b"0::/\n", b"0::/system.slice/a:b.service\n"))[0] == "a:b.service"
+    assert cgroup.belongs_to(b"") == (None, None)
+
+
+def test_all_who_ask(proc: Proc) -> None:
+    proc.task(70)
+    proc.task(71, pid=70)
+    proc.task(72, state="S")
+    proc.task(73, stack=ELSEWHERE)
+    assert sorted(stacks.requesting(str(proc.root)) or []) == [70, 71]
+    assert stacks.requesting(str(proc.root), deadline=0.0) is None
+
+
+# Joining
+
+
+class Recorded(Tracing):
+    """Tracing that has recorded what a test says; `late` is announced by no interrupt yet."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.new: list[Asked] = []
+        self.late: list[Asked] = []
+
+    @property
+    def on(self) -> bool:
+        return True
+
+    def drain(self, *, everywhere: bool = False) -> list[Asked]:
+        found, self.new = self.new, []
+        if everywhere:
+            found, self.late = found + self.late, []
+        return found
+
+
+class Join:
+    def __init__(self, proc: Proc) -> None:
+        self.now = 1_000_000_000_000
+        self.tracing = Recorded()
+        self.who = WhoAsked(self.tracing, str(proc.root), lambda: self.now)
+
+    def asked(self, tid: int, name: str, *, wait: bool = True) -> Asked:
+        self.now += 1000
+        return Asked(self.now, tid, name.encode(), wait)
+
+    def pid(self, name: str) -> int | None:
+        return self.who.claim(name.encode()).requester.pid
+
+
+@pytest.fixture
+def join(proc: Proc) -> Join:
+    return Join(proc)
+
+
+def test_each_record_is_claimed_once(proc: Proc, join: Join) -> None:
+    for tid in (80, 81, 82):
+        proc.task(tid)
+    join.tracing.new = [join.asked(81, "x"), join.asked(80, "x"), join.asked(82, "y")]
+    assert [join.pid(name) for name in ("x", "y", "x", "x", "z")] == [81, 82, 80, None, None]
+
+
+def test_a_record_that_comes_late_is_found(proc: Proc, join: Join) -> None:
+    proc.task(83)
+    join.tracing.late = [join.asked(83, "x")]
+    assert join.pid("x") == 83
+
+
+def test_one_that_was_killed_is_nobody_and_its_record_goes_to_nobody(proc: Proc, join: Join) -> None:
+    proc.task(85)
+    join.tracing.new = [join.asked(84, "x"), join.asked(85, "x")]
+    assert [join.pid("x"), join.pid("x")] == [85, None]
+
+
+def test_one_that_asks_anew_is_not_taken_for_what_it_asked_before(proc: Proc, join: Join) -> None:
+    proc.task(86)
+    join.tracing.new = [join.asked(86, "x"), join.asked(86, "y")]
+    assert [join.pid("x"), join.pid("y")] == [None, 86]
+
+
+def test_records_are_bounded_in_number_and_age(proc: Proc, join: Join) -> None:
+    proc.task(87)
+    proc.task(88)
+    join.tracing.new = [join.asked(87, "old")]
+    assert join.pid("y") is None
+    join.now += int(AGE * 1e9) + 1
+    assert join.pid("old") is None
+    join.tracing.new = [join.asked(88, "first"), *(join.asked(1000 + n, "z") for n in range(RECORDS))]
+    assert join.pid("first") is None
+
+
+def test_nowait_tells_a_pid_where_it_is_still_the_same_task(proc: Proc, join: Join) -> None:
+    proc.task(89, state="S")
+    proc.task(90, state="S", started=1 << 50)
+    join.tracing.new = [join.asked(89, "x", wait=False), join.asked(90, "y", wait=False)]
+    assert join.who.claim(b"x").requester == Requester(pid=89)
+    assert join.who.claim(b"y").requester == UNKNOWN_REQUESTER
+
+
+def test_one_that_waits_comes_before_one_that_does_not(proc: Proc, join: Join) -> None:
+    proc.task(91, state="S")
+    proc.task(92)
+    join.tracing.new = [join.asked(91, "x", wait=False), join.asked(92, "x")]
+    assert [join.pid("x"), join.pid("x")] == [92, 91]
+
+
+def test_without_tracing_only_the_only_one_is_told(proc: Proc) -> None:
+    who = WhoAsked(Tracing(()), str(proc.root))
+    assert who.claim(b"x") == NOBODY
+    proc.task(93)
+    first = who.claim(b"x")
+    assert first.requester.pid == 93
+    proc.task(94)
+    second = who.claim(b"y")
+    assert second.requester.pid == 94
+    proc.task(95)
+    proc.task(96)
+    assert who.claim(b"z") == NOBODY
+    who.release(second)
+    assert who.claim(b"z") == NOBODY
+
+
+def test_a_defect_costs_nobody_their_answer(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_any: bool) -> list[Asked]:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(join.tracing, "drain", broken)
+    assert join.who.claim(b"x") == NOBODY
