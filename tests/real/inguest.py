@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import random
 import re
@@ -637,3 +638,56 @@ def api_at_once(names: list[str]) -> dict[str, dict[str, Any]]:
         except Reply as reply:
             answers[name] = {"error": reply.error}
     return answers
+
+
+# Who asks
+
+
+def _asker(**order: Any) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """Start asker.py; it has said who it is, and asks once it is told to."""
+    order["exe"] = os.path.realpath(sys.executable)
+    program = str(Path(__file__).with_name("asker.py"))
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-E", program, json.dumps(order)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, json.loads(process.stdout.readline())
+
+
+def _let_ask(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def asker_as(**order: Any) -> dict[str, Any]:
+    """Let somebody ask; return who that is once all has been answered."""
+    before = last_event()
+    process, told = _asker(**order)
+    _let_ask(process)
+    if order["kind"] == "nowait":
+        events_are(1, before)
+        _let_ask(process)
+    assert process.wait(60) == 0
+    events_are(order["count"], before)
+    return told
+
+
+def askers_at_once(tasks: int, each: int) -> list[dict[str, Any]]:
+    """Let so many tasks, every other one a user's, ask at once and again; return who they are."""
+    started = [
+        _asker(kind="mixed", what=None, count=each, uid=1000 + n if n % 2 else 0) for n in range(tasks)
+    ]
+    for process, _told in started:
+        _let_ask(process)
+    for process, _told in started:
+        assert process.wait(200) == 0
+    return [told for _process, told in started]
+
+
+def tracing_instance() -> bool:
+    """Whether kmodd's tracing instance is there."""
+    return Path("/sys/kernel/tracing/instances/kmodd").is_dir()

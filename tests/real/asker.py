@@ -1,0 +1,80 @@
+"""Run in a guest as somebody: asks the kernel for modules, and says who it is before."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(kind: str) -> None:
+    libc.mount(b"none", b"/mnt", kind.encode(), 0, None)
+
+
+def genl(family: str) -> None:
+    """CTRL_CMD_GETFAMILY by name: the kernel asks for net-pf-16-proto-16-family-NAME."""
+    name = family.encode() + b"\0"
+    attribute = (4 + len(name)).to_bytes(2, sys.byteorder) + (2).to_bytes(2, sys.byteorder) + name
+    attribute += b"\0" * (-len(attribute) % 4)
+    body = b"\x03\x01\x00\x00" + attribute
+    head = (16 + len(body)).to_bytes(4, sys.byteorder) + b"\x10\x00\x01\x00" + b"\0" * 8
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16) as sock:
+        sock.send(head + body)
+
+
+def ask(kind: str, what: Any) -> None:
+    if kind == "mount":
+        mount(what)
+    elif kind == "thread":
+        thread = threading.Thread(target=mount, args=(what,))
+        thread.start()
+        thread.join()
+    elif kind == "genl":
+        genl(what)
+    elif kind == "kernel":
+        with open("/proc/kmodd_ask", "wb", buffering=0) as file:
+            file.write(what.encode())
+    elif kind == "nowait":
+        with open("/proc/kmodd_ask_nowait", "wb", buffering=0) as file:
+            file.write(what.encode())
+            file.write(b"x" * 56)  # too long to be asked for: the task is alive until this returns
+            sys.stdin.readline()
+    else:
+        with contextlib.suppress(OSError):
+            socket.socket(what, socket.SOCK_RAW, 0).close()
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    Path("/proc/self/comm").write_text(order.get("comm", "who-asks"))
+    if order.get("cgroup"):
+        directory = Path("/sys/fs/cgroup") / order["cgroup"]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "cgroup.procs").write_text(str(os.getpid()))
+    uid = order.get("uid", 0)
+    if uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    if order.get("unshare") and libc.unshare(0x10020000):  # CLONE_NEWUSER, CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), "unshare")
+    pid = os.getpid()
+    told = {"pid": pid, "uid": uid, "exe": order["exe"]}
+    print(json.dumps(told), flush=True)
+    sys.stdin.readline()
+    for n in range(order["count"]):
+        kind, what = order["kind"], order["what"]
+        if kind == "mixed":
+            kind, what = "kernel", f"of{pid}x{n}" if n % 2 else "everybodys"
+        ask(kind, what)
+
+
+main()

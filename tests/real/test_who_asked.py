@@ -1,0 +1,160 @@
+"""Who asked, on a real kernel with four processors: each request is joined with the task that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kmodd.lab import Guest, LabOptions
+from support.guests import Call, caller
+
+pytestmark = pytest.mark.real
+
+CONTAINER = "0123456789abcdef" * 4
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with Guest(LabOptions(kernel="qemu", smp=4, timeout=400)) as guest:
+        assert guest.run("modprobe", "kmodd_ask").returncode == 0
+        yield guest
+
+
+@pytest.fixture
+def call(guest: Guest) -> Call:
+    return caller(guest)
+
+
+def test_tracing_is_on(call: Call) -> None:
+    assert call("api", method="GetStatus")["status"]["tracing"] == {"on": True, "problem": None, "missed": 0}
+
+
+def test_an_unprivileged_user_and_root(call: Call) -> None:
+    before = call("last_event")
+    user = call("asker_as", kind="socket", what=9, count=1, uid=1000)
+    root = call("asker_as", kind="mount", what="nosuchfs", count=1)
+    first, second = call("events_are", count=2, since=before)
+    assert first["requester"] == {
+        "pid": user["pid"],
+        "comm": "who-asks",
+        "uid": 1000,
+        "gid": 1000,
+        "exe": user["exe"],
+        "unit": None,
+        "container": None,
+        "privileged": False,
+        "call_site": "__sock_create",
+    }
+    asked_by = second["requester"]
+    assert (asked_by["pid"], asked_by["uid"], asked_by["privileged"]) == (root["pid"], 0, True)
+    assert asked_by["call_site"] == "get_fs_type"
+
+
+def test_root_of_a_user_namespace_is_not_privileged(call: Call) -> None:
+    before = call("last_event")
+    asker = call("asker_as", kind="mount", what="nosuchfs", count=1, uid=1000, unshare=True)
+    [event] = call("events_are", count=1, since=before)
+    who = event["requester"]
+    assert (who["pid"], who["uid"], who["privileged"]) == (asker["pid"], 1000, False)
+    assert who["call_site"] == "get_fs_type"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit", "container"),
+    [
+        (f"system.slice/docker-{CONTAINER}.scope", f"docker-{CONTAINER}.scope", CONTAINER),
+        ("user.slice/user-1000.slice/user@1000.service/app.slice/ssh.service", "user@1000.service", None),
+        ("lxc.payload.a b", None, "a b"),
+    ],
+)
+def test_control_groups(call: Call, cgroup: str, unit: str | None, container: str | None) -> None:
+    before = call("last_event")
+    call("asker_as", kind="socket", what=9, count=1, uid=1000, cgroup=cgroup)
+    [event] = call("events_are", count=1, since=before)
+    assert (event["requester"]["unit"], event["requester"]["container"]) == (unit, container)
+
+
+def test_names_and_tasks_that_would_forge_a_line(call: Call) -> None:
+    before = call("last_event")
+    asker = call("asker_as", kind="genl", what="nope\n1 [0] x", count=1, uid=1000, comm="a\nb) R 1")
+    [event] = call("events_are", count=1, since=before)
+    assert event["name"] == "net-pf-16-proto-16-family-nope\\x0a1\\x20[0]\\x20x"
+    who = event["requester"]
+    assert (who["pid"], who["uid"], who["comm"]) == (asker["pid"], 1000, "a; b) R 1")
+    assert who["call_site"] is not None
+
+
+def test_a_thread_is_told_by_its_process(call: Call) -> None:
+    before = call("last_event")
+    asker = call("asker_as", kind="thread", what="nosuchfs", count=1)
+    [event] = call("events_are", count=1, since=before)
+    assert (event["requester"]["pid"], event["requester"]["comm"]) == (asker["pid"], "who-asks")
+
+
+def test_request_module_nowait_tells_no_more_than_the_pid(call: Call) -> None:
+    before = call("last_event")
+    asker = call("asker_as", kind="nowait", what="nosuchmodule", count=1)
+    [event] = call("events_are", count=1, since=before)
+    assert {key: value for key, value in event["requester"].items() if value is not None} == {
+        "pid": asker["pid"]
+    }
+
+
+def test_nested_requests_name_the_daemon_and_their_module(call: Call) -> None:
+    before = call("last_event")
+    assert call("ask", name="kmodd_nest_18") == 0
+    told = {event["name"]: event["requester"] for event in call("events", since=before)}
+    assert told["kmodd_nest_18"]["call_site"] == "ask_request"
+    inner = told["kmodd_nest_19"]
+    assert inner["pid"] == call("daemon_pid")
+    assert inner["privileged"] is True
+
+
+def test_two_hundred_of_two_hundred_at_once_and_of_one_name(call: Call) -> None:
+    """Eight tasks of different users at once: some names are of one task alone, one is everybody's."""
+    before = call("last_event")
+    askers = call("askers_at_once", tasks=8, each=25, timeout=300)
+    told = call("events_are", count=200, since=before)
+    assert call("fallbacks", since=before) == []
+    by_pid: dict[int, list[dict[str, Any]]] = {}
+    for event in told:
+        by_pid.setdefault(event["requester"]["pid"], []).append(event)
+    assert {pid: len(events) for pid, events in by_pid.items()} == {asker["pid"]: 25 for asker in askers}
+    for asker in askers:
+        events = by_pid[asker["pid"]]
+        own = {event["name"] for event in events}
+        assert own == {"everybodys", *(f"of{asker['pid']}x{n}" for n in range(25) if n % 2)}
+        for event in events:
+            who = event["requester"]
+            assert (who["uid"], who["exe"], who["privileged"], who["call_site"]) == (
+                asker["uid"],
+                asker["exe"],
+                asker["uid"] == 0,
+                "ask_request",
+            )
+    assert call("api", method="GetStatus")["status"]["tracing"]["missed"] == 0
+
+
+def test_a_killed_daemon_leaves_its_instance_to_the_next_one(call: Call) -> None:
+    call("stop_daemon", number=9)
+    assert call("tracing_instance") is True
+    call("start_daemon")
+    before = call("last_event")
+    asker = call("asker_as", kind="socket", what=9, count=1, uid=1000)
+    [event] = call("events_are", count=1, since=before)
+    assert event["requester"]["pid"] == asker["pid"]
+
+
+def test_stop_removes_the_instance(call: Call) -> None:
+    call("stop_daemon")
+    assert call("tracing_instance") is False
+    call("start_daemon")
+    assert call("tracing_instance") is True
+
+
+def test_the_kernel_log_is_clean(guest: Guest) -> None:
+    log = guest.dmesg()
+    for word in ("BUG:", "WARNING:", "Oops", "Call Trace"):
+        assert word not in log, log[-4000:]
