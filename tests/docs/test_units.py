@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.kernel import tracing
 from kmodd.settings import SETTINGS
 from kmodd.sources import connections, helper
 
@@ -77,3 +78,9 @@ def test_the_service_manager_waits_longer_than_the_daemon() -> None:
 def test_what_must_outlive_the_daemon_does() -> None:
     assert values("kmodd.service", "RuntimeDirectoryPreserve") == ["yes"]
     assert values("kmodd.service", "KillMode") == ["process"]
+
+
+def test_the_tracing_instance_can_be_made() -> None:
+    (paths,) = values("kmodd.service", "ReadWritePaths")
+    # The dash: tracefs may be missing, and kmodd does without.
+    assert f"-{tracing.TRACEFS[0]}/instances" in paths.split()
