@@ -75,6 +75,8 @@ def printable(raw: bytes, limit: int = 4096) -> str:
     Line ends become `; `, other control characters `\xNN`; bytes that are not UTF-8 too.
     """
     text = raw[:limit].decode("utf-8", errors="backslashreplace").strip()
+    if text.isprintable():
+        return text  # nearly always, and a requester's names are shown on each request
     lines = "; ".join(line.strip() for line in text.splitlines() if line.strip())
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in lines

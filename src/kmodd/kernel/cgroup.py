@@ -28,6 +28,8 @@ def belongs_to(raw: bytes) -> tuple[str | None, str | None]:
 
     Version 2's hierarchy counts; where that is not in use, systemd's own of version 1.
     """
+    if raw.startswith(b"0::/") and raw.find(b"\n") == len(raw) - 1:
+        return of_path(raw[3:-1])
     paths: dict[bytes, bytes] = {}
     for line in raw.split(b"\n"):
         _number, _colon, rest = line.partition(b":")

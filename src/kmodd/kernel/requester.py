@@ -6,19 +6,23 @@ its directory in /proc, opened once: should it end and its number go to another 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass
 
-from kmodd.kernel import stacks
 from kmodd.kernel.cgroup import belongs_to
-from kmodd.kernel.interface import Wait
 from kmodd.model import UNKNOWN_REQUESTER, Requester
 from kmodd.names import printable
 
 _CAPABLE = 1 << 16 | 1 << 21  # CAP_SYS_MODULE, CAP_SYS_ADMIN
-_STATUS = re.compile(rb"^(Name|State|Tgid|Uid|Gid|CapEff):\t(.*)$", re.MULTILINE)
-_ASK = "__request_module"
+_ESCAPED = re.compile(rb"\\([n\\])")
+# One search for what stacks.waiting_for() and frames() would do in several: it is done for each request.
+_ASKING = re.compile(
+    r"^\[<[0-9a-f]+>\] call_usermodehelper_exec\+.*\n(?:.*\n)*?"
+    r"\[<[0-9a-f]+>\] __request_module\+.*\n(?:\[<[0-9a-f]+>\] (\w+)[\w.]*\+)?",
+    re.MULTILINE,
+)
 _TURNS = 4
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
@@ -41,20 +45,27 @@ def parse_status(raw: bytes) -> Status:
     Raises:
         ValueError: it is not a status file.
     """
-    fields: dict[bytes, bytes] = {}
-    for key, value in _STATUS.findall(raw):
-        fields.setdefault(key, value)
+    name, _end, rest = raw.partition(b"\n")
+    name = name.removeprefix(b"Name:\t")
+    if b"\\" in name:
+        name = _ESCAPED.sub(lambda found: b"\n" if found[1] == b"n" else b"\\", name)
     try:
         return Status(
-            comm=re.sub(rb"\\([n\\])", lambda found: b"\n" if found[1] == b"n" else b"\\", fields[b"Name"]),
-            state=fields[b"State"][:1].decode("ascii"),
-            pid=int(fields[b"Tgid"]),
-            uid=int(fields[b"Uid"].split()[1]),
-            gid=int(fields[b"Gid"].split()[1]),
-            capabilities=int(fields[b"CapEff"], 16),
+            comm=name,
+            state=_value(rest, b"State:\t")[:1].decode("ascii"),
+            pid=int(_value(rest, b"Tgid:\t")),
+            uid=int(_value(rest, b"\nUid:\t").split()[1]),
+            gid=int(_value(rest, b"\nGid:\t").split()[1]),
+            capabilities=int(_value(rest, b"CapEff:\t"), 16),
         )
-    except (KeyError, IndexError) as err:
+    except IndexError as err:
         raise ValueError(f"not a status file: {err}") from err
+
+
+def _value(rest: bytes, key: bytes) -> bytes:
+    """Return a value; behind the first line nothing is of a task's own choosing."""
+    start = rest.index(key) + len(key)
+    return rest[start : rest.index(b"\n", start)]
 
 
 def call_site(stack: str) -> str | None:
@@ -63,11 +74,8 @@ def call_site(stack: str) -> str | None:
     Without what a compiler adds to the name of its copy of a function (`.isra.0`, `.part.0`). None where the
     stack is not that of a task that waits for its helper.
     """
-    if stacks.waiting_for(stack) is not Wait.REQUEST:
-        return None
-    functions = [function for function, _module in stacks.frames(stack)]
-    behind = functions[functions.index(_ASK) + 1 :]
-    return behind[0].partition(".")[0] if behind else None
+    asking = _ASKING.search(stack)
+    return None if asking is None else asking[1]
 
 
 def waiting(tid: int, proc: str = "/proc") -> Requester | None:
@@ -84,7 +92,7 @@ def waiting(tid: int, proc: str = "/proc") -> Requester | None:
         blocked = _blocked(task)
         if blocked is None:
             return None
-        status, stack = blocked
+        status, site = blocked
         comm = status.comm if status.pid == tid else _comm(f"{proc}/{status.pid}/comm")
         unit, container = _cgroup(task)
         return Requester(
@@ -96,7 +104,7 @@ def waiting(tid: int, proc: str = "/proc") -> Requester | None:
             unit=unit,
             container=container,
             privileged=_privileged(task, status, proc),
-            call_site=call_site(stack),
+            call_site=site,
         )
     except (OSError, ValueError):
         return None  # it was killed while it was looked at
@@ -104,8 +112,8 @@ def waiting(tid: int, proc: str = "/proc") -> Requester | None:
         os.close(task)
 
 
-def _blocked(task: int) -> tuple[Status, str] | None:
-    """Return a task's status and stack where it sleeps in request_module().
+def _blocked(task: int) -> tuple[Status, str | None] | None:
+    """Return a task's status and call site where it sleeps in request_module().
 
     The stack is read last: who sleeps there after the status was read has slept all the time, and a task
     that sleeps changes neither its credentials nor its program. That of a running task may be an old one.
@@ -117,8 +125,8 @@ def _blocked(task: int) -> tuple[Status, str] | None:
             continue
         if status.state != "D":
             return None
-        stack = _read(task, "stack").decode("ascii", errors="replace")
-        return (status, stack) if stacks.waiting_for(stack) is Wait.REQUEST else None
+        asking = _ASKING.search(_read(task, "stack").decode("ascii", errors="replace"))
+        return None if asking is None else (status, asking[1])
     return None
 
 
@@ -144,9 +152,15 @@ def _privileged(task: int, status: Status, proc: str) -> bool | None:
     if not status.capabilities & _CAPABLE:
         return False
     try:
-        return os.readlink("ns/user", dir_fd=task) == os.readlink(f"{proc}/1/ns/user")
+        return os.readlink("ns/user", dir_fd=task) == _initial(proc)
     except OSError:
         return None
+
+
+@functools.lru_cache(maxsize=1)
+def _initial(proc: str) -> str:
+    """Return PID 1's user namespace, which it never leaves."""
+    return os.readlink(f"{proc}/1/ns/user")
 
 
 def _cgroup(task: int) -> tuple[str | None, str | None]:

@@ -20,7 +20,11 @@ _DATA_MAX, _PADDING, _TIME_EXTEND, _TIME_STAMP = 28, 29, 30, 31  # enum ring_buf
 _STAMP_TOP = 0x1F << 59  # an absolute timestamp has 59 bits; the page's gives the rest (since 5.17)
 _DELTA_BITS = 27
 _WORD = struct.Struct("=I")
-_LENGTHS = frozenset({1, 2, 4, 8})
+_NUMBERS = {
+    (size, signed): struct.Struct(f"={letter if signed else letter.upper()}")
+    for size, letter in ((1, "b"), (2, "h"), (4, "i"), (8, "q"))
+    for signed in (False, True)
+}
 _FIELD = re.compile(r"^\s*field:([^;]+);\s*offset:(\d+);\s*size:(\d+);\s*signed:([01]);", re.MULTILINE)
 _EVENT_HEADER = {
     r"type_len\s*:\s*5 bits",
@@ -50,10 +54,13 @@ class Field:
         Raises:
             MalformedBuffer: the record is too short for it, or it is no number.
         """
-        end = self.offset + self.size
-        if self.size not in _LENGTHS or end > len(record):
-            raise MalformedBuffer(f"a trace record of {len(record)} bytes lacks a field at {self.offset}")
-        return int.from_bytes(record[self.offset : end], sys.byteorder, signed=self.signed)
+        try:
+            value: int = _NUMBERS[self.size, self.signed].unpack_from(record, self.offset)[0]
+        except (KeyError, struct.error):
+            raise MalformedBuffer(
+                f"a trace record of {len(record)} bytes lacks a field at {self.offset}"
+            ) from None
+        return value
 
     def text(self, record: bytes) -> bytes:
         """Return the bytes that a `__data_loc char[]` stands for, up to the NUL.

@@ -112,7 +112,7 @@ class Tracing:
             path = f"{directory}/per_cpu/{cpu}/trace_pipe_raw"
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._files.append(fd)
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+            self._epoll.register(fd, select.EPOLLIN)
 
     def _find(self) -> str:
         for root in self._roots:
@@ -149,44 +149,49 @@ class Tracing:
     def drain(self, *, everywhere: bool = False) -> list[Asked]:
         """Return what has been recorded since the last time, oldest first.
 
-        Only processors whose buffers have announced something are looked at: that announcement comes by
-        an interrupt of its own and may be late by a tick. `everywhere` looks at all of them.
+        Only processors whose buffers have announced something are looked at, and one sub-buffer of each:
+        the announcement comes by an interrupt of its own and may be late by a tick. `everywhere` reads all
+        that there is.
         """
         if self._epoll is None:
             return []
         found: list[Asked] = []
-        ready = self._files if everywhere else [fd for fd, _events in self._epoll.poll(0, _AT_ONCE)]
-        for fd in ready:
-            before = len(found)
-            self._take(fd, found)
-            if everywhere and len(found) > before:
-                # A processor that came after the start announces nothing until it has been asked again.
-                self._epoll.modify(fd, select.EPOLLIN | select.EPOLLET)
+        if everywhere:
+            for fd in self._files:
+                while self._take(fd, found):
+                    pass
+        else:
+            for fd, events in self._epoll.poll(0, _AT_ONCE):
+                if events & select.EPOLLERR:
+                    # A processor that has never been there, and would be reported each time.
+                    self._epoll.unregister(fd)
+                else:
+                    self._take(fd, found)
         if len(found) > 1:
             found.sort(key=lambda asked: asked.time)
         return found
 
-    def _take(self, fd: int, found: list[Asked]) -> None:
-        """Read all sub-buffers of one processor; after the last one the read fails with EAGAIN."""
+    def _take(self, fd: int, found: list[Asked]) -> bool:
+        """Read a sub-buffer of one processor; False where there is none."""
         assert self._layout is not None
-        while True:
+        try:
+            page = os.read(fd, self._layout.size)
+        except OSError:
+            return False
+        if not page:
+            return False
+        try:
+            taken = ringbuffer.parse(page, self._layout)
+        except MalformedBuffer:
+            self.missed += 1
+            return True
+        self.missed += taken.missed + (taken.damaged is not None)
+        for time, record in taken.records:
             try:
-                page = os.read(fd, self._layout.size)
-            except OSError:
-                return
-            if not page:
-                return
-            try:
-                taken = ringbuffer.parse(page, self._layout)
+                self._record(time, record, found)
             except MalformedBuffer:
                 self.missed += 1
-                continue
-            self.missed += taken.missed + (taken.damaged is not None)
-            for time, record in taken.records:
-                try:
-                    self._record(time, record, found)
-                except MalformedBuffer:
-                    self.missed += 1
+        return True
 
     def _record(self, time: int, record: bytes, found: list[Asked]) -> None:
         event = self._format
