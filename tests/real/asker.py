@@ -73,7 +73,7 @@ def main() -> None:
     for n in range(order["count"]):
         kind, what = order["kind"], order["what"]
         if kind == "mixed":
-            kind, what = "kernel", f"of{pid}x{n}" if n % 2 else "everybodys"
+            kind, what = order["what"], f"of{pid}x{n}" if n % 2 else "everybodys"
         ask(kind, what)
 
 

@@ -676,10 +676,11 @@ def asker_as(**order: Any) -> dict[str, Any]:
     return told
 
 
-def askers_at_once(tasks: int, each: int) -> list[dict[str, Any]]:
-    """Let so many tasks, every other one a user's, ask at once and again; return who they are."""
+def askers_at_once(tasks: int, each: int, kind: str = "kernel") -> list[dict[str, Any]]:
+    """Let so many tasks ask at once and again; return who they are. Every other is a user's, if those may."""
     started = [
-        _asker(kind="mixed", what=None, count=each, uid=1000 + n if n % 2 else 0) for n in range(tasks)
+        _asker(kind="mixed", what=kind, count=each, uid=1000 + n if n % 2 and kind != "mount" else 0)
+        for n in range(tasks)
     ]
     for process, _told in started:
         _let_ask(process)

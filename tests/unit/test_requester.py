@@ -311,6 +311,17 @@ def test_one_that_asks_anew_is_not_taken_for_what_it_asked_before(proc: Proc, jo
     assert [join.pid("x"), join.pid("y")] == [None, 86]
 
 
+def test_one_whose_record_went_to_another_of_the_same_name_is_found(proc: Proc, join: Join) -> None:
+    proc.task(86)
+    proc.task(87)
+    join.tracing.new = [join.asked(86, "x"), join.asked(87, "x")]
+    others = join.who.claim(b"x")  # that of 87, as it turns out
+    assert others.requester.pid == 86
+    join.who.release(others)
+    join.tracing.new = [join.asked(87, "y")]
+    assert [join.pid("y"), join.pid("x"), join.pid("x")] == [87, 86, None]
+
+
 def test_records_are_bounded_in_number_and_age(proc: Proc, join: Join) -> None:
     proc.task(87)
     proc.task(88)
@@ -339,8 +350,13 @@ def test_one_that_waits_comes_before_one_that_does_not(proc: Proc, join: Join) -
 
 def test_without_tracing_only_the_only_one_is_told(proc: Proc) -> None:
     who = WhoAsked(Tracing(()), str(proc.root))
-    assert who.claim(b"x") == NOBODY
+    nobody = who.claim(b"x")
+    assert nobody == NOBODY
     proc.task(93)
+    again = who.claim(b"x")
+    assert again == NOBODY  # one that nothing is known of is in progress
+    who.release(nobody)
+    who.release(again)
     first = who.claim(b"x")
     assert first.requester.pid == 93
     proc.task(94)
@@ -348,7 +364,9 @@ def test_without_tracing_only_the_only_one_is_told(proc: Proc) -> None:
     assert second.requester.pid == 94
     proc.task(95)
     proc.task(96)
-    assert who.claim(b"z") == NOBODY
+    third = who.claim(b"z")
+    assert third == NOBODY
+    who.release(third)
     who.release(second)
     assert who.claim(b"z") == NOBODY
 

@@ -14,11 +14,11 @@ import logging
 import socket
 
 from kmodd.broker.broker import Broker, Ticket
-from kmodd.model import Source
+from kmodd.model import UNKNOWN_REQUESTER, Source
 from kmodd.names import KERNEL_MAX, escape
 from kmodd.record.recorder import Recorder
 from kmodd.sources import peer
-from kmodd.sources.whoasked import NOBODY, WhoAsked
+from kmodd.sources.whoasked import Claim, WhoAsked
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class HelperConnection:
         self._broker = broker
         self._recorder = recorder
         self._who = who
-        self._claim = NOBODY
+        self._claim: Claim | None = None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
         self._answered = False
@@ -82,14 +82,16 @@ class HelperConnection:
             self._recorder.add("daemon", {"action": "fallback", "name": name})
             self._close()
             return
+        requester = UNKNOWN_REQUESTER
         # Now, and not in a thread: who asked stays as it is until it is answered.
         if self._who is not None:
             self._claim = self._who.claim(packet[:-1])
+            requester = self._claim.requester
         ticket = self._broker.submit(
             packet[:-1],
             Source.KERNEL,
             longest=KERNEL_MAX,
-            requester=self._claim.requester,
+            requester=requester,
             on_status=self._status,
         )
         if not self._answered:
@@ -123,8 +125,9 @@ class HelperConnection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._who is not None:
+        if self._who is not None and self._claim is not None:
             self._who.release(self._claim)
+            self._claim = None
         self._loop.remove_reader(self._sock)
         self._sock.close()
 

@@ -23,7 +23,7 @@ AGE = 60.0
 """Seconds for which an unclaimed record is kept: its helper starts late on a machine that is busy."""
 _SETTLED = 1.0
 """Seconds after which a task that does not wait for its helper is not going to."""
-_SCAN = 0.02
+_SCAN = 0.05
 """Seconds that looking at all tasks may take on the event loop; on a machine with more nobody is told."""
 _NS = 1_000_000_000
 
@@ -49,7 +49,9 @@ class WhoAsked:
         self._proc = proc
         self._clock = clock
         self._records: list[Asked] = []
+        self._given: list[Asked] = []
         self._claimed: set[int] = set()
+        self._unknown = 0
 
     def claim(self, name: bytes) -> Claim:
         """Return who asked for `name`, and take the record away; of several the oldest that still waits.
@@ -60,14 +62,18 @@ class WhoAsked:
             claim = self._by_record(name) if self._tracing.on else self._only_one()
         except Exception:
             log.exception("cannot find out who asked")
-            return NOBODY
-        if claim.tid is not None:
+            claim = NOBODY
+        if claim.tid is None:
+            self._unknown += 1
+        else:
             self._claimed.add(claim.tid)
         return claim
 
     def release(self, claim: Claim) -> None:
-        """The request has been answered."""
-        if claim.tid is not None:
+        """The request of a claim has been answered; to be called once."""
+        if claim.tid is None:
+            self._unknown -= 1
+        else:
             self._claimed.discard(claim.tid)
 
     # With tracing
@@ -77,16 +83,18 @@ class WhoAsked:
         found = self._waiting(name)
         if found is None:
             self._note(self._tracing.drain(everywhere=True))
-            found = self._waiting(name) or self._gone_on(name)
+            found = self._waiting(name) or self._still_waiting(name) or self._gone_on(name)
         return found or NOBODY
 
     def _note(self, new: list[Asked]) -> None:
         for asked in new:
             # A task that asks anew has gone on: what it asked for before has been answered by the fallback.
             self._records = [old for old in self._records if old.tid != asked.tid or not old.wait]
+            self._given = [old for old in self._given if old.tid != asked.tid]
             self._records.append(asked)
         oldest = self._clock() - int(AGE * _NS)
         self._records = [asked for asked in self._records[-RECORDS:] if asked.time >= oldest]
+        self._given = [asked for asked in self._given[-RECORDS:] if asked.time >= oldest]
 
     def _waiting(self, name: bytes) -> Claim | None:
         """Return the oldest of those that wait for `name`."""
@@ -94,9 +102,22 @@ class WhoAsked:
             who = requester.waiting(asked.tid, self._proc)
             if who is not None:
                 self._records.remove(asked)
+                self._given.append(asked)
                 return Claim(who, asked.tid)
             if self._clock() - asked.time > _SETTLED * _NS:
                 self._records.remove(asked)
+        return None
+
+    def _still_waiting(self, name: bytes) -> Claim | None:
+        """Return one whose record went to another's request for `name`, which has been answered.
+
+        That other task has gone on since, with its own record unclaimed; this one is what is left.
+        """
+        for asked in self._given:
+            if asked.name == name and asked.tid not in self._claimed:
+                who = requester.waiting(asked.tid, self._proc)
+                if who is not None:
+                    return Claim(who, asked.tid)
         return None
 
     def _gone_on(self, name: bytes) -> Claim | None:
@@ -111,6 +132,9 @@ class WhoAsked:
     # Without
 
     def _only_one(self) -> Claim:
+        # The task of a request that nobody is known of waits too, so there are two: a storm reads nothing.
+        if self._unknown:
+            return NOBODY
         tids = stacks.requesting(self._proc, time.monotonic() + _SCAN)
         unclaimed = [] if tids is None else [tid for tid in tids if tid not in self._claimed]
         if len(unclaimed) != 1:
