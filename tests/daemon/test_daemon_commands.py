@@ -279,8 +279,11 @@ def test_status(daemon: Daemon) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     (state,) = lines(done)
     assert set(state) == {
-        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "requests", "loads", "events", "journal", "threads", "settings",
+        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "tracing", "requests", "loads", "events", "journal", "threads", "settings",
     }  # fmt: skip
+    # With the simulated kernel nothing is traced.
+    assert (state["tracing"]["on"], state["tracing"]["missed"]) == (False, 0)
+    assert "running kernel" in state["tracing"]["problem"]
     assert (state["pid"], state["state"]) == (daemon.pid, "running")
     assert state["kernel"]["type"] == "simulated"
     assert state["hook"]["on"] is False
