@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from typing import Any
 from kmodd.connection import Connection, Reply
 from kmodd.errors import KmoddError
 from kmodd.lab import service
+from kmodd.lab.demo import stick
 
 SYSCTL = "/proc/sys/kernel/modprobe"
 SERVE = [sys.executable, "-m", "kmodd", "serve", "--hook"]
@@ -205,6 +207,43 @@ def unload(names: list[str]) -> list[str]:
         if Path(f"/sys/module/{name}").exists():
             subprocess.run(["rmmod", name], check=False, capture_output=True)
     return [name for name in names if name in live()]
+
+
+def kmodd(*arguments: str) -> tuple[int, str]:
+    """Run a command of kmodd; its exit status, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kmodd", *arguments],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+def stick_in_use(point: str) -> dict[str, list[tuple[int, str]]]:
+    """Unload the modules of a FAT image on a loop device while it is mounted, and once it is not."""
+    device = stick.plug_in(b"hello\n")
+    os.makedirs(point)
+    stick.mount(device, point, "vfat")
+    used = [kmodd("remove", name) for name in ("vfat", "fat", "loop")]
+    subprocess.run(["umount", point], check=True)
+    idle = [kmodd("remove", name) for name in ("vfat", "loop")]
+    with open(device, "rb") as file:
+        fcntl.ioctl(file, 0x4C01)  # LOOP_CLR_FD
+    return {"used": used, "idle": idle, "free": [kmodd("remove", "loop")]}
+
+
+def removed_with(directive: str, mode: int = 0o644) -> tuple[int, str]:
+    """Load minix and unload it, with a line in modprobe.d."""
+    assert api("RequestModule", name="minix").get("result"), "it cannot be loaded"
+    path = Path("/etc/modprobe.d/unload.conf")
+    path.write_text(directive)
+    path.chmod(mode)
+    try:
+        return kmodd("remove", "minix")
+    finally:
+        path.unlink()
 
 
 def zombies() -> list[str]:

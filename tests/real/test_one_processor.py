@@ -211,6 +211,49 @@ def test_stop_unhooks_first_then_finishes_what_it_has_taken_on(in_uml: Call) -> 
     assert found["hook"] == "/sbin/modprobe\n"
 
 
+def test_a_refusal_to_unload_says_where_it_is_mounted(in_uml: Call) -> None:
+    found = in_uml("stick_in_use", point="/mnt/a, b\r\n")
+    vfat, fat, loop = found["used"]
+    assert vfat == [1, "kmodd: cannot unload vfat: it has 1 user: vfat mounted at /mnt/a,\\x20b\\x0d\\x0a\n"]
+    assert fat == [1, "kmodd: cannot unload fat: it is used by vfat (try --holders)\n"]
+    assert loop[0] == 1
+    assert "among them block device loop0 mounted at /mnt/a,\\x20b\\x0d\\x0a\n" in loop[1]
+    vfat, loop = found["idle"]
+    assert vfat == [0, "vfat: unloaded\n"]
+    assert loop == [
+        1,
+        "kmodd: cannot unload loop: it has 1 user: block device loop0 on /memfd:stick\\x20(deleted)\n",
+    ]
+    assert found["free"] == [[0, "loop: unloaded\n"]]
+
+
+@pytest.mark.parametrize(
+    ("directive", "mode", "told"),
+    [
+        (
+            "remove minix echo $MODPROBE_MODULE stays >&2; exit 3\n",
+            0o644,
+            "its remove command (/etc/modprobe.d/unload.conf:1) ended with exit status 3: minix stays\n",
+        ),
+        ("remove minix true\n", 0o644, "ended with success and left it in the kernel"),
+        ("remove min* modprobe -r --ignore-remove minix && >/run/by_command\n", 0o644, None),
+        ("remove minix exit 3\n", 0o666, None),
+        ("remove romfs exit 3\n", 0o644, None),
+    ],
+)
+def test_remove_commands_are_run_where_they_can_be_trusted(
+    in_uml: Call, directive: str, mode: int, told: str | None
+) -> None:
+    status, output = in_uml("removed_with", directive=directive, mode=mode)
+    if told is None:
+        assert (status, output) == (0, "minix: unloaded\n")
+    else:
+        assert (status, told in output) == (1, True), output
+    by_command = "from pathlib import Path; p = Path('/run/by_command'); result = p.exists(); p.unlink(True)"
+    assert in_uml(by_command) == ("/run/by_command" in directive)
+    assert ("minix" in in_uml("live")) == (told is not None)
+
+
 def test_s11_no_zombie_is_left(in_uml: Call) -> None:
     in_uml("ask_nothing_often", count=20)
     assert in_uml("zombies") == []

@@ -196,6 +196,13 @@ def test_the_api_removes_and_lists(in_qemu: Call) -> None:
     assert in_qemu("api", method="RemoveModule", name="kmodd_dep_a")["name"] == "kmodd_dep_a"
     in_qemu("ask", name="kmodd_noexit")
     assert "permanent" in in_qemu("api", method="RemoveModule", name="kmodd_noexit")["error"]
+    # What the guest itself stands on: its root, and the port to its agent.
+    root = in_qemu("api", method="RemoveModule", name="overlay")["error"]
+    assert root.startswith("cannot unload overlay: it has 1 user: overlay mounted at /, ")
+    port = in_qemu("api", method="RemoveModule", name="virtio_console")
+    assert port["status"] == -11
+    assert "it has 1 user; it drives device virtio" in port["error"]
+    assert port["error"].endswith(" (virtio driver virtio_console)")
 
 
 def test_s4_a_daemon_killed_at_random_moments_loses_no_request(in_qemu: Call) -> None:
