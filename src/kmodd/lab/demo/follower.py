@@ -61,7 +61,9 @@ class Follower:
         :raises KmoddError: there is none
         """
         self._of_this_daemon = 0
-        self._thread = threading.Thread(target=self._follow, args=(Connection(),), daemon=True)
+        # The journal has what the daemons before it told, too.
+        since = f"{status()['uptime_s']}s"
+        self._thread = threading.Thread(target=self._follow, args=(Connection(), since), daemon=True)
         self._thread.start()
 
     def settle(self) -> bool:
@@ -76,9 +78,9 @@ class Follower:
         self._thread.join(_PATIENCE)
         return not self._thread.is_alive()
 
-    def _follow(self, connection: Connection) -> None:
+    def _follow(self, connection: Connection, since: str) -> None:
         try:
-            for reply in connection.stream("Log", follow=True):
+            for reply in connection.stream("Log", follow=True, since=since):
                 event = reply["event"]
                 if event["event"] == "request":
                     self._take(Request.from_event(event))
