@@ -56,6 +56,15 @@ def finit_module(fd: int, parameters: bytes, flags: int = 0) -> None:
     _check(_libc().syscall(number, fd, parameters, flags), "finit_module")
 
 
+def init_module(image: bytes, parameters: bytes) -> None:
+    """init_module(2); ENOSYS where the C library or the kernel has no such call."""
+    try:
+        function = _libc().init_module
+    except AttributeError as err:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "init_module") from err
+    _check(function(image, ctypes.c_ulong(len(image)), parameters), "init_module")
+
+
 _SPAWN_FLAGS = 0x04 | 0x08 | 0x80
 """POSIX_SPAWN_SETSIGDEF, _SETSIGMASK and _SETSID, the same in glibc (since 2.26) and musl."""
 _OPAQUE = 1024

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import functools
 import os
 
 from kmodd.image import compressed, elf
@@ -59,23 +57,7 @@ def load_image(path: str, parameters: bytes, *, force_flags: int = 0) -> None:
             vermagic=bool(force_flags & IGNORE_VERMAGIC),
             versions=bool(force_flags & IGNORE_MODVERSIONS),
         )
-    init_module(image, parameters)
-
-
-def init_module(image: bytes, parameters: bytes) -> None:
-    """init_module(2); ENOSYS where the C library or the kernel has no such call."""
-    try:
-        function = _libc().init_module
-    except AttributeError as err:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "init_module") from err
-    if function(image, ctypes.c_ulong(len(image)), parameters) == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "init_module")
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    libc.init_module(image, parameters)
 
 
 def _kernel_knows(kind: str, header: bytes) -> bool:
