@@ -22,6 +22,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from kmodd import __version__, servicemanager, settings
 from kmodd.broker.autoclean import Autoclean
 from kmodd.broker.broker import Broker
+from kmodd.broker.enforcement import Enforcement
 from kmodd.broker.inprocess import ChosenLoader, InProcessLoader
 from kmodd.broker.installed import Installed
 from kmodd.broker.loader import Loader
@@ -40,6 +41,8 @@ from kmodd.kernel.linux import LinuxKernel
 from kmodd.kernel.simulated import SimulatedKernel, installed_below
 from kmodd.kernel.tracing import Tracing, pids_are_the_kernels
 from kmodd.model import Source
+from kmodd.policy.inforce import PolicyInForce
+from kmodd.policy.parse import PolicyError
 from kmodd.record.journal import Journal, seconds
 from kmodd.record.recorder import Recorder
 from kmodd.record.systemlog import EventLog
@@ -47,8 +50,9 @@ from kmodd.sources import connections, helper, peer
 from kmodd.sources.connections import ApiSource
 from kmodd.sources.helper import HelperSource
 from kmodd.sources.listen import Listener, bind
+from kmodd.sources.policymethods import FindPlan
 from kmodd.sources.strangers import take_no_descriptors
-from kmodd.sources.varlink import KmoddInterface, Resolve
+from kmodd.sources.varlink import KmoddInterface, Parts
 from kmodd.sources.whoasked import WhoAsked
 from kmodd.tree import keep
 
@@ -112,13 +116,13 @@ class Daemon:
             self._kernel = simulated
             loader = simulated_loader = SimulatedLoader(simulated)
             simulated_loader.request_module = self._request_module
-            resolver: Resolve = simulated_loader.resolve
+            find_plan: FindPlan = simulated_loader.find_plan
         else:
             self._kernel = LinuxKernel()
             self._installed = Installed(lambda: self._kernel.release, init.enter)
             loads = ModuleLoads(self._kernel, init.enter, self._recorder.next_id)
             in_process = InProcessLoader(self._settings, self._kernel, self._installed, loads)
-            resolver = in_process.resolve
+            find_plan = in_process.plan
             loader = ChosenLoader(
                 self._settings,
                 in_process,
@@ -126,6 +130,9 @@ class Daemon:
             )
         # In the simulated kernel whoever asks is blocked at once.
         asleep = 0.0 if options.kernel == "simulated" else ASLEEP
+        self._enforcement = Enforcement(PolicyInForce(), self._recorder, options.root, self._run_dir)
+        self._enforcement.set_mode(self._settings.policy_mode)
+        self._enforcement.policy.subscribe(self._policy_changed)
         self._broker = Broker(
             loader,
             self._settings,
@@ -133,21 +140,26 @@ class Daemon:
             self._find_blocked,
             asleep=asleep,
             identity=self._kernel.identity,
+            policy=self._enforcement.policy,
         )
         self._remover = Remover(self._kernel, self._recorder, self._installed, init.enter)
         self._interface = KmoddInterface(
-            self._broker,
-            self._remover,
-            Autoclean(self._kernel, self._recorder),
-            resolver,
-            self._settings,
-            self._recorder,
-            self._journal,
-            self.status,
+            Parts(
+                broker=self._broker,
+                remover=self._remover,
+                autoclean=Autoclean(self._kernel, self._recorder),
+                plan=find_plan,
+                enforcement=self._enforcement,
+                settings=self._settings,
+                recorder=self._recorder,
+                journal=self._journal,
+                status=self.status,
+            )
         )
         self._group_lookup: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._first_look: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
 
     # Running
 
@@ -166,6 +178,7 @@ class Daemon:
         await asyncio.wait([opening], timeout=_JOURNAL_PATIENCE)
         if opening.done():
             self._recorder.go_on_from(opening.result())
+        await self._enforcement.start()
         api = ApiSource(self._registry())
         self._look_up_group()
         assert self._group_lookup is not None
@@ -175,12 +188,12 @@ class Daemon:
             self._trace()  # once it is known that no other daemon is there, and before the kernel asks us
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
             if self._options.hook:
-                self._hook.on(self._settings.fallback)
+                self._hook.on(self._fallback())
                 self._hooked = True
             elif self._is_hooked():
-                self._hook.set_fallback(self._settings.fallback)
+                self._hook.set_fallback(self._fallback())
             self._keep_watchdog()
             self._keep_tree()
             self._first_look = loop.create_task(self._look_at_tree())
@@ -287,7 +300,10 @@ class Daemon:
 
         self._group_lookup = asyncio.get_running_loop().create_task(look())
 
-    def _reload(self) -> None:
+    def _begin_reload(self) -> None:
+        self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
         self._look_up_group()
         if self._installed is not None:
             self._installed.forget()
@@ -302,11 +318,28 @@ class Daemon:
         else:
             log.info("settings read again; changed: %s", ", ".join(changed) or "nothing")
             self._recorder.add("daemon", {"action": "reload", "error": None, "changed": changed})
+        try:
+            await self._enforcement.reload()
+        except PolicyError as err:
+            log.error("the policy is left as it is: %s", err)
         servicemanager.notify("READY=1")
+
+    def _fallback(self) -> str:
+        """Return what the helper does without us: while the seal is closed there is no way around it."""
+        return "deny" if self._enforcement.policy.sealed else self._settings.fallback
+
+    def _policy_changed(self) -> None:
+        if self._is_hooked():
+            try:
+                self._hook.set_fallback(self._fallback())
+            except KmoddError as err:
+                log.error("%s", err)
 
     def _setting_changed(self, key: str, _old: settings.Value, new: settings.Value) -> None:
         if key == "fallback" and self._is_hooked():
-            self._hook.set_fallback(str(new))
+            self._hook.set_fallback(self._fallback())
+        if key == "policy.mode":
+            self._enforcement.set_mode(str(new))
         if key == "kernel.keep_tree":
             self._keep_tree()
 
@@ -405,6 +438,7 @@ class Daemon:
                 "problem": self._tracing.problem,
                 "missed": self._tracing.missed,
             },
+            "policy": self._enforcement.status(),
             "requests": {
                 "total": broker.requests_total,
                 "waiting": broker.waiting_total,

@@ -147,6 +147,12 @@ SETTINGS: dict[str, Setting] = {
             _anything,
         ),
         Setting(
+            "policy.mode",
+            "enforce",
+            "How much the policy counts: `enforce`, `audit` (tells what it would deny) or `off`.",
+            _one_of("enforce", "audit", "off"),
+        ),
+        Setting(
             "stop_timeout",
             20,
             "Seconds that a stopping daemon lets running loads finish before it answers their waiters.",
@@ -200,23 +206,34 @@ def defaults() -> dict[str, Value]:
     return {key: setting.default for key, setting in SETTINGS.items()}
 
 
-def files(root: str) -> list[str]:
-    """Return the settings files below `root` in the order they are read."""
+def drop_ins(root: str, folder: str) -> list[str]:
+    """Return the `*.toml` files of `folder` in kmodd's directories below `root`, in byte order of name.
+
+    A file name in an earlier directory masks the same name in a later one.
+
+    Raises:
+        SettingsError: a directory cannot be read.
+    """
     found: dict[str, str] = {}
     for directory in DIRECTORIES:
-        folder = os.path.join(root, directory, "kmodd.toml.d")
+        path = os.path.join(root, directory, folder)
         try:
-            names = os.listdir(folder)
+            names = os.listdir(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as err:
-            raise SettingsError(f"cannot read {folder}: {err.strerror}") from err
+            raise SettingsError(f"cannot read {path}: {err.strerror}") from err
         for name in names:
             if name.endswith(".toml") and not name.startswith("."):
-                found.setdefault(name, os.path.join(folder, name))
+                found.setdefault(name, os.path.join(path, name))
+    return [found[name] for name in sorted(found, key=os.fsencode)]
+
+
+def files(root: str) -> list[str]:
+    """Return the settings files below `root` in the order they are read."""
     main = os.path.join(root, DIRECTORIES[0], "kmodd.toml")
     first = [main] if os.path.lexists(main) else []
-    return first + [found[name] for name in sorted(found, key=os.fsencode)]
+    return first + drop_ins(root, "kmodd.toml.d")
 
 
 def load(root: str) -> dict[str, Value]:
@@ -339,6 +356,11 @@ class Settings:
     def fallback(self) -> str:
         """`modprobe` or `deny`."""
         return str(self._values["fallback"])
+
+    @property
+    def policy_mode(self) -> str:
+        """`enforce`, `audit` or `off`."""
+        return str(self._values["policy.mode"])
 
     @property
     def journal_keep(self) -> str:

@@ -19,6 +19,7 @@ from kmodd.model import Outcome
 from kmodd.settings import Settings
 from kmodd.tree import modprobed
 from kmodd.tree.index import Index
+from kmodd.tree.plan import Plan
 from kmodd.tree.snapshot import Snapshot
 
 
@@ -50,6 +51,15 @@ class Progress:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
+
+    def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
+        return plan is not None
+
+    def judged_by_plan(self) -> bool:
+        return False
+
+    def may_go_on(self) -> bool:
+        return True
 
     def awaits(self, number: int, *, shared: bool) -> None:
         pass

@@ -11,9 +11,11 @@ import errno
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from kmodd.broker.deadlock import RunningLoad, WaitingRequest
+from kmodd.broker.judging import Gate
 from kmodd.broker.loader import Loader, Report
 from kmodd.broker.states import RequestState, advance
 from kmodd.broker.watch import ASLEEP, DeadlockWatch, FindBlocked
@@ -30,8 +32,12 @@ from kmodd.model import (
     request_fields,
 )
 from kmodd.names import API_MAX, check, escape
+from kmodd.policy.decide import NO_RIGHT
+from kmodd.policy.inforce import PolicyInForce
+from kmodd.policy.rules import Facts
 from kmodd.record.recorder import Recorder
 from kmodd.settings import Settings, Value
+from kmodd.tree.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +49,37 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, as far as that is known.
+
+    `session`: the session id. `tid`: the thread id. A `stranger` may have nothing but what a rule of the
+    policy gives it.
+    """
+
+    requester: Requester = UNKNOWN_REQUESTER
+    session: int | None = None
+    tid: int | None = None
+    stranger: bool = False
+
+
+NOBODY = Asker()
+
+
 class Ticket:
     """A request on its way. Only the broker changes it."""
 
     __slots__ = (
         "_on_result",
         "_on_status",
+        "asker",
         "event",
         "left",
         "load",
+        "no_right",
         "refusal",
         "request",
         "result",
-        "session",
         "state",
         "timeout",
         "timer",
@@ -64,13 +88,14 @@ class Ticket:
     def __init__(
         self,
         request: Request,
-        session: int | None,
+        asker: Asker,
         timeout: float | None,
         on_status: StatusTold | None,
         on_result: ResultTold | None,
     ) -> None:
         self.request = request
-        self.session = session
+        self.asker = asker
+        self.no_right = False
         self.timeout = timeout
         self.state = RequestState.NEW
         self.load: Load | None = None
@@ -107,7 +132,8 @@ class Ticket:
 
 def _session(ticket: Ticket) -> int | None:
     """Return the requester's session id, None where it is not known: only the kernel's is to be found."""
-    return ticket.session if ticket.request.source is Source.KERNEL else ticket.session or 0
+    session = ticket.asker.session
+    return session if ticket.request.source is Source.KERNEL else session or 0
 
 
 class Load:
@@ -115,9 +141,12 @@ class Load:
 
     __slots__ = (
         "_broker",
+        "early",
         "first",
+        "gate",
         "name",
         "number",
+        "refused",
         "session_id",
         "started",
         "task",
@@ -136,7 +165,22 @@ class Load:
         self.waits: set[int] = set()
         self.told: int | None = None
         self.tickets: dict[int, Ticket] = {}
+        self.early: list[Ticket] = []
+        self.gate = Gate(broker.policy)
+        self.refused = False
         self.task: asyncio.Task[None] | None = None
+
+    def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
+        """See `loader.Progress`."""
+        return self._broker.plan_known(self, plan)
+
+    def judged_by_plan(self) -> bool:
+        """See `loader.Progress`."""
+        return self._broker.policy.active
+
+    def may_go_on(self) -> bool:
+        """See `loader.Progress`."""
+        return self.gate.open
 
     def session(self, session: int) -> None:
         """See `loader.Progress`."""
@@ -177,8 +221,10 @@ class Broker:
         now: Callable[[], datetime] = _now,
         asleep: float = ASLEEP,
         identity: Callable[[str], str | None] = lambda _module: None,
+        policy: PolicyInForce | None = None,
     ) -> None:
         self._loader = loader
+        self.policy = policy if policy is not None else PolicyInForce()
         self._settings = settings
         self._recorder = recorder
         self._now = now
@@ -192,6 +238,7 @@ class Broker:
         self.requests_total = 0
         self.loads_total = 0
         settings.subscribe(self._setting_changed)
+        self.policy.subscribe(self._policy_changed)
 
     # Requests come in
 
@@ -201,8 +248,7 @@ class Broker:
         source: Source,
         *,
         longest: int = API_MAX,
-        requester: Requester = UNKNOWN_REQUESTER,
-        session: int | None = None,
+        asker: Asker = NOBODY,
         timeout: float | None = None,
         on_status: StatusTold | None = None,
         on_result: ResultTold | None = None,
@@ -210,16 +256,16 @@ class Broker:
         """Take a request.
 
         `on_status` is called as soon as its status is known, `on_result` when all is known; each once,
-        maybe before this returns. `session` is the requester's session id where it is known. `timeout`
-        is the requester's own, in seconds; the setting load_timeout holds beside it.
+        maybe before this returns. `timeout` is the requester's own, in seconds; the setting load_timeout
+        holds beside it.
         """
         loop = asyncio.get_running_loop()
         try:
             name, refusal = check(raw_name, longest), None
         except InvalidName as err:
             name, refusal = escape(raw_name), err
-        request = Request(self._recorder.next_id(), source, name, self._now(), loop.time(), requester)
-        ticket = Ticket(request, session, timeout, on_status, on_result)
+        request = Request(self._recorder.next_id(), source, name, self._now(), loop.time(), asker.requester)
+        ticket = Ticket(request, asker, timeout, on_status, on_result)
         ticket.refusal = refusal
         self.requests_total += 1
         if refusal is not None:
@@ -246,6 +292,8 @@ class Broker:
         ticket.state = advance(ticket.state, RequestState.WAITING)
         load.tickets[request.id] = ticket
         self._tickets[request.id] = ticket
+        if load.gate.judged and not self._judge(ticket, load):
+            return
         self._set_timer(ticket)
         if shared:
             self._watch.joined()
@@ -261,6 +309,68 @@ class Broker:
         self.loads_total += 1
         load.task = asyncio.get_running_loop().create_task(self._run(load))
         return load
+
+    # Who may
+
+    def plan_known(self, load: Load, plan: Callable[[], Plan | None]) -> bool:
+        """Judge all who wait for a load by what it would bring; return whether one of them may have it."""
+        load.gate.judge_by(plan)
+        for ticket in load.early:
+            load.gate.judge(self._facts(ticket))
+        load.early.clear()
+        self._judge_all(load)
+        load.refused = not load.gate.open
+        return load.gate.open
+
+    def _judge_all(self, load: Load, *, again: bool = False) -> None:
+        for ticket in list(load.tickets.values()):
+            self._judge(ticket, load, again=again)
+        if not load.gate.open:
+            # Who asks from now on may well have it, and is not to be told what these are.
+            self.not_joined_any_more(load)
+
+    def _judge(self, ticket: Ticket, load: Load, *, again: bool = False) -> bool:
+        """Judge a request that waits; end it where it is denied."""
+        judgement = load.gate.judge(self._facts(ticket), again=again)
+        request = ticket.request
+        if judgement.decision != request.decision:
+            ticket.request = replace(request, decision=judgement.decision)
+        if judgement.allowed:
+            return True
+        ticket.no_right = judgement is NO_RIGHT
+        error = f"cannot load {request.name}: denied by {judgement.why}"
+        if ticket.no_right:
+            uid = request.requester.uid
+            error = f"uid {uid} may not request {request.name}; be root, or have a rule of the policy let you"
+        self._end(ticket, self._left_load(ticket, Outcome.DENIED, -errno.EPERM, error))
+        return False
+
+    def _facts(self, ticket: Ticket) -> list[Facts]:
+        """Return a request as the policy sees it: where a module makes it as it loads, for whom that is."""
+        request = ticket.request
+        facts = Facts(request.name, request.source, request.requester, stranger=ticket.asker.stranger)
+        tid = ticket.asker.tid
+        if tid is None or not self.policy.active:
+            return [facts]
+        inside = {load.number for load in self._loader.running() if load.tid == tid}
+        loads = [load for load in self._running.values() if inside & load.waits]
+        owners = {owner for load in loads for owner in load.gate.owners}
+        return [
+            replace(
+                owner,
+                name=request.name,
+                nested=True,
+                requester=replace(owner.requester, call_site=request.requester.call_site),
+            )
+            for owner in owners
+        ] or [facts]
+
+    def _policy_changed(self) -> None:
+        """Judge those who wait again, and the loads that go on without them."""
+        for load in list(self._running.values()):
+            if load.gate.judged and load.told is None:
+                load.gate.judge_again()
+                self._judge_all(load, again=True)
 
     # Loads end
 
@@ -299,20 +409,21 @@ class Broker:
         del self._running[load.number]
         loop = asyncio.get_running_loop()
         modules = None if report.modules is None else list(report.modules)
-        self._recorder.add(
-            "load",
-            {
-                "name": load.name,
-                "outcome": report.outcome.value,
-                "status": report.status,
-                "modules": modules,
-                "duration_us": duration_us(load.started, loop.time()),
-                "error": report.error,
-                "reasons": dict(report.reasons),
-                "identities": {module: self._identity(module) for module in modules or ()},
-                "request": load.first,
-            },
-        )
+        if not load.refused:
+            self._recorder.add(
+                "load",
+                {
+                    "name": load.name,
+                    "outcome": report.outcome.value,
+                    "status": report.status,
+                    "modules": modules,
+                    "duration_us": duration_us(load.started, loop.time()),
+                    "error": report.error,
+                    "reasons": dict(report.reasons),
+                    "identities": {module: self._identity(module) for module in modules or ()},
+                    "request": load.first,
+                },
+            )
         for ticket in list(load.tickets.values()):
             self._end(ticket, self._result_for(ticket, load, report))
         if not self._running:
@@ -347,6 +458,7 @@ class Broker:
         ticket = self._tickets.get(number)
         if ticket is None or ticket.state is not RequestState.WAITING:
             return
+        self._ends_early(ticket)
         name = ticket.request.name
         error = f"cannot load {name}: the request could only wait for itself: {errno_words(errno.EDEADLK)}"
         self._end(ticket, self._left_load(ticket, Outcome.DEADLOCK, -errno.EDEADLK, error))
@@ -355,9 +467,16 @@ class Broker:
         ticket = self._tickets.get(number)
         if ticket is None or ticket.state is not RequestState.WAITING:
             return
+        self._ends_early(ticket)
         name = ticket.request.name
         error = f"gave up waiting for {name}; its load goes on"
         self._end(ticket, self._left_load(ticket, Outcome.TIMED_OUT, -errno.ETIMEDOUT, error))
+
+    @staticmethod
+    def _ends_early(ticket: Ticket) -> None:
+        """A requester waits no longer for a load that is made in its name all the same."""
+        if ticket.load is not None and not ticket.load.gate.judged:
+            ticket.load.early.append(ticket)
 
     @staticmethod
     def _left_load(ticket: Ticket, outcome: Outcome, status: int, error: str) -> Result:

@@ -6,15 +6,15 @@ A closure is loaded along its dependencies, independent branches at once; each m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.installed import Installed
-from kmodd.broker.loader import Loader, Progress, Report
+from kmodd.broker.loader import Loader, Progress, Report, denied
 from kmodd.broker.modules import Failure, ModuleLoads
 from kmodd.errors import KmoddError, errno_words
 from kmodd.kernel.interface import Kernel
@@ -61,26 +61,27 @@ class InProcessLoader:
         """Return the loads of modules in progress."""
         return self._loads.running()
 
-    async def resolve(self, name: str) -> dict[str, Any]:
-        """Return what a load of `name` would do, as `kmodd resolve --json` shows it.
+    async def plan(self, name: str) -> tuple[Plan, str]:
+        """Return what a load of `name` would do, and for which release.
 
         Raises:
             KmoddError: the modules are not installed, or the name's brackets do not pair.
         """
         snapshot = await self._installed.current()
-        plan = resolve(snapshot.index, snapshot.config, Live(self._kernel), name)
-        return {"release": snapshot.index.release, **plan.as_json()}
+        return resolve(snapshot.index, snapshot.config, Live(self._kernel), name), snapshot.index.release
 
     async def load(self, name: str, progress: Progress) -> Report:
         """Load every module that `name` stands for, in modprobe's order; the last one's status counts."""
         try:
-            snapshot = await self._installed.current()
-            plan = resolve(snapshot.index, snapshot.config, Live(self._kernel), name)
+            plan, release = await self.plan(name)
         except KmoddError as err:
+            if not progress.may_begin(lambda: None):
+                return denied(name)
             number = errno.ENOENT if isinstance(err, NoTree) else errno.EINVAL
             return Report(Outcome.FAILED, -number, (), f"cannot load {name}: {err}")
+        if not progress.may_begin(lambda: plan):
+            return denied(name)
         if not plan.targets:
-            release = snapshot.index.release
             error = f"cannot load {name}: no module of that name or alias is installed for {release}"
             return Report(Outcome.NOT_FOUND, -errno.ENOENT, (), error)
         taken = []
@@ -114,6 +115,10 @@ class InProcessLoader:
 
     async def _step(self, step: Step, taken: _Taken, progress: Progress) -> None:
         if step.action in {Action.NOTHING, Action.BUILT_IN}:
+            return
+        if not progress.may_go_on():
+            words = "the policy has come to deny it to all who asked"
+            taken.failure = taken.failure or Failure(step.module, -errno.EPERM, words, denied=True)
             return
         loaded, shared = await self._loads.load(step, progress)
         taken.shared |= shared
@@ -171,7 +176,8 @@ class InProcessLoader:
         which = name if name.replace("-", "_") == module else f"{name} ({module})"
         if failure.module != module:
             which = f"{which}: cannot load its dependency {failure.module}"
-        return Report(Outcome.FAILED, failure.status, (), f"cannot load {which}: {failure.words}")
+        outcome = Outcome.DENIED if failure.denied else Outcome.FAILED
+        return Report(outcome, failure.status, (), f"cannot load {which}: {failure.words}")
 
     def _after_command(self, name: str, module: str) -> Report:
         """An `install` command has ended with success: `/bin/true` is how many hold a module back."""
@@ -209,5 +215,15 @@ class ChosenLoader:
     async def load(self, name: str, progress: Progress) -> Report:
         """Load by modprobe where its path is set, else in this process."""
         if self._settings.modprobe_path:
+            if not await self._may_begin(name, progress):
+                return denied(name)
             return await self._external.load(name, progress)
         return await self._in_process.load(name, progress)
+
+    async def _may_begin(self, name: str, progress: Progress) -> bool:
+        """Have the requesters judged by our own plan: what modprobe is going to do it does not say before."""
+        plan: Plan | None = None
+        if progress.judged_by_plan():
+            with contextlib.suppress(KmoddError):
+                plan, _release = await self._in_process.plan(name)
+        return progress.may_begin(lambda: plan)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.model import Outcome
+from kmodd.tree.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,18 @@ class Report:
 class Progress(Protocol):
     """What a loader tells while it works. Called on the event loop."""
 
+    def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
+        """Have everybody who asks judged by what would be loaded; once, before anything is.
+
+        `plan` gives None where that is not known. False: none of them may have it; nothing is to be done.
+        """
+
+    def judged_by_plan(self) -> bool:
+        """Whether anything could be denied: else it is not worth while to make a plan for that alone."""
+
+    def may_go_on(self) -> bool:
+        """Whether somebody who asked may still have it, as the policy is now: before each module."""
+
     def awaits(self, number: int, *, shared: bool) -> None:
         """The load now waits for load `number` of a module; `shared`: that one was in progress before."""
 
@@ -44,6 +58,12 @@ class Progress(Protocol):
 
     def status(self, status: int) -> None:
         """The status is known (once, and final); the report may take longer."""
+
+
+def denied(name: str) -> Report:
+    """Return the report of a load that nobody who asked may have."""
+    error = f"cannot load {name}: the policy denies it to all who asked"
+    return Report(Outcome.DENIED, -errno.EPERM, (), error)
 
 
 class Loader(Protocol):

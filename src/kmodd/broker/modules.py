@@ -24,11 +24,15 @@ from kmodd.tree.plan import Action, Step
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a module could not be loaded. `status`: a negative errno, or a command's exit status."""
+    """Why a module could not be loaded. `status`: a negative errno, or a command's exit status.
+
+    `denied`: the policy has come to deny it before it was begun.
+    """
 
     module: str
     status: int
     words: str
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,12 @@ class Remover:
                 del self._brought_in[name]
         return modules, {name: self._brought_in[name][1] for name in identities if name in self._brought_in}
 
-    async def remove(self, name: str, *, holders: bool) -> list[str]:
+    async def remove(
+        self, name: str, *, holders: bool, may: Callable[[str], object] = lambda _module: None
+    ) -> list[str]:
         """Unload `name`, with `holders` those first that use it; return what was unloaded, in order.
+
+        `may` is called for each of them before any goes, and raises where that one is not to.
 
         Raises:
             InvalidName: that is no module's name.
@@ -90,6 +94,8 @@ class Remover:
         """
         plain = normalise(check(name.encode("utf-8", errors="surrogatepass")))
         order = await in_own_thread("kmod_list", lambda: self._order(plain, holders=holders))
+        for module in order:
+            may(module)
         removed = []
         commanded = False
         for module in order:

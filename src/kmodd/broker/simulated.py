@@ -6,10 +6,10 @@ import asyncio
 import errno
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import replace
 
 from kmodd.broker.deadlock import RunningLoad
-from kmodd.broker.loader import Progress, Report
+from kmodd.broker.loader import Progress, Report, denied
 from kmodd.errors import errno_words
 from kmodd.kernel.interface import BlockedTask, Wait
 from kmodd.kernel.simulated import SimulatedKernel
@@ -37,6 +37,8 @@ class SimulatedLoader:
         session = next(self._sessions)
         progress.session(session)
         found = self._kernel.resolve(name)
+        if not progress.may_begin(lambda: self.plan(name)):
+            return denied(name)
         if not found:
             return Report(
                 Outcome.NOT_FOUND, 1, (), f"cannot load {name}: no such module in the simulated kernel"
@@ -49,6 +51,8 @@ class SimulatedLoader:
                 if installed is not None and installed.builtin:
                     continue
                 builtin = False
+                if not progress.may_go_on():
+                    return replace(denied(name), modules=tuple(loaded))
                 try:
                     if await self._load_one(module, session):
                         loaded.append(module)
@@ -66,8 +70,12 @@ class SimulatedLoader:
         steps = {step.module: step.reason for target in targets for step in self._steps(target)}
         return {module: own if module in targets else steps[module] for module in loaded}
 
-    async def resolve(self, name: str) -> dict[str, Any]:
-        """Return what a load of `name` would do, as `kmodd resolve --json` shows it."""
+    async def find_plan(self, name: str) -> tuple[Plan, str]:
+        """Return what a load of `name` would do, and for which release."""
+        return self.plan(name), self._kernel.release
+
+    def plan(self, name: str) -> Plan:
+        """Return what a load of `name` would do."""
         kernel = self._kernel
         targets = []
         for module in kernel.resolve(name):
@@ -78,7 +86,7 @@ class SimulatedLoader:
                 verdict = Verdict.BUILT_IN
             steps = self._steps(module) if verdict is Verdict.LOAD else ()
             targets.append(Target(module, why.value, verdict, steps))
-        return {"release": kernel.release, **Plan(name, tuple(targets)).as_json()}
+        return Plan(name, tuple(targets))
 
     def _steps(self, target: str) -> tuple[Step, ...]:
         order = self._kernel.closure(target)
@@ -93,7 +101,7 @@ class SimulatedLoader:
             reason = "requested" if module == target else f"dependency of {needed_by}"
             after = tuple(sorted(order.index(other) for other in needs if other in order))
             steps.append(
-                Step(module, action, reason, needed_by, True, None, "", None, after, module == target)
+                Step(module, action, reason, needed_by, True, None, "", None, after, module == target, after)
             )
         return tuple(steps)
 

@@ -11,6 +11,14 @@ from kmodd import __version__
 
 Fill = Callable[[argparse.ArgumentParser], None]
 
+POLICY_ACTIONS = (
+    "show", "check", "lint", "reload", "mode", "deny", "allow", "forget", "learn", "groups", "preset",
+    "export",
+)  # fmt: skip
+"""What `kmodd policy` does."""
+SOURCES = ("kernel", "api", "cli", "uevent", "boot")
+"""`model.Source`, without importing what a client does not need."""
+
 
 def _seconds(text: str) -> float:
     try:
@@ -105,6 +113,40 @@ def _why(made: argparse.ArgumentParser) -> None:
     made.add_argument("module", nargs="+", metavar="MODULE", help="a module's name")
 
 
+def _policy(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("action", choices=POLICY_ACTIONS, help="what to do")
+    made.add_argument("what", nargs="*", metavar="WHAT", help="a name, a module, a mode, a preset")
+    made.add_argument("--uid", type=_count, metavar="U", help="check: by this user id")
+    made.add_argument("--gid", type=_count, metavar="G", help="check: by this group id")
+    made.add_argument("--user", metavar="USER", help="check: by this user, with all of his groups")
+    made.add_argument("--exe", metavar="PATH", help="check: by this program")
+    made.add_argument("--unit", metavar="UNIT", help="check: by this systemd unit")
+    made.add_argument("--container", metavar="ID", help="check: from this container")
+    made.add_argument("--privileged", action="store_true", help="check: with CAP_SYS_MODULE or CAP_SYS_ADMIN")
+    made.add_argument("--call-site", metavar="FUNCTION", help="check: by this function of the kernel")
+    made.add_argument("--source", choices=SOURCES, help="check: from there; the kernel without")
+    made.add_argument("--unknown", action="store_true", help="check: by somebody who is not known")
+    made.add_argument("--root", metavar="DIR", help="the policy below DIR, without a daemon")
+    made.add_argument("--since", metavar="T", help="learn: from then on, as in kmodd log")
+    made.add_argument("--diff", action="store_true", help="learn: show what would change")
+    made.add_argument("--write", action="store_true", help="learn: put it in force")
+    made.add_argument("--reason", metavar="TEXT", help="deny, allow: why")
+    made.add_argument("--until", metavar="DATE", help="deny, allow: to the end of that day")
+    made.add_argument("--unload", action="store_true", help="deny: unload it, too, where nothing uses it")
+    made.add_argument("--runtime", action="store_true", help="deny, allow, forget: until the next boot")
+    made.add_argument("--modprobe-d", action="store_true", help="export: as a file for modprobe.d")
+
+
+def _seal(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--hard", action="store_true", help="no module at all until the next boot")
+    made.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _nothing(_made: argparse.ArgumentParser) -> None:
+    pass
+
+
 def _lab(made: argparse.ArgumentParser) -> None:
     made.add_argument("--kernel", choices=("uml", "qemu"), default="uml", help="User-mode Linux, or QEMU")
     made.add_argument("--smp", type=_positive, default=1, metavar="N", help="processors (QEMU)")
@@ -134,6 +176,9 @@ COMMANDS: dict[str, tuple[str, str, Fill]] = {
     "hook": ("point the kernel at kmodd, or put back what was", "hook:hook", _hook),
     "log": ("show what happened", "client:log", _log),
     "why": ("tell what brought a module in", "client:why", _why),
+    "policy": ("see, ask and change who may have which module", "policy:policy", _policy),
+    "seal": ("let nothing new in but what the policy lists", "seal:seal", _seal),
+    "unseal": ("end what seal has begun", "seal:unseal", _nothing),
     "lab": ("boot a disposable real kernel with kmodd in charge", "lab:lab", _lab),
     "completion": ("print a shell's completion script", "completion:completion", _completion),
 }

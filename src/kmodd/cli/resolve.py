@@ -22,7 +22,7 @@ from kmodd.views import show
 def resolve(arguments: Namespace) -> int:
     """Resolve each name; the exit status is the first failure's."""
     wanted = [names.check(os.fsencode(name)) for name in arguments.name]
-    index, config, live = _sources(arguments.release, arguments.tree)
+    index, config, live = sources(arguments.release, arguments.tree)
     rules = Rules(exact=arguments.kmod_exact)
     status = 0
     for name in wanted:
@@ -57,7 +57,7 @@ class _Live:
         return self._kernel.is_live(str(module))
 
 
-def _sources(release: str | None, tree: str | None) -> tuple[Index, Config, Container[str]]:
+def sources(release: str | None, tree: str | None) -> tuple[Index, Config, Container[str]]:
     """Return what is installed and configured, and what is live, for the options.
 
     Of a root directory its own modprobe.d counts, else this machine's.

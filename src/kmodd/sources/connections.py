@@ -21,8 +21,8 @@ from asyncvarlink.types import FileDescriptorArray, JSONObject
 from kmodd.record.systemlog import Limit
 from kmodd.sources import peer
 from kmodd.sources.peer import Peer
+from kmodd.sources.replies import current_peer
 from kmodd.sources.strangers import StrangerSocket
-from kmodd.sources.varlink import current_peer
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import errno
 import logging
 import socket
 
-from kmodd.broker.broker import Broker, Ticket
-from kmodd.model import UNKNOWN_REQUESTER, Source
+from kmodd.broker.broker import NOBODY, Asker, Broker, Ticket
+from kmodd.model import Source
 from kmodd.names import KERNEL_MAX, escape
 from kmodd.record.recorder import Recorder
 from kmodd.sources import peer
@@ -82,16 +82,16 @@ class HelperConnection:
             self._recorder.add("daemon", {"action": "fallback", "name": name})
             self._close()
             return
-        requester = UNKNOWN_REQUESTER
+        asker = NOBODY
         # Now, and not in a thread: who asked stays as it is until it is answered.
         if self._who is not None:
             self._claim = self._who.claim(packet[:-1])
-            requester = self._claim.requester
+            asker = Asker(self._claim.requester, tid=self._claim.tid)
         ticket = self._broker.submit(
             packet[:-1],
             Source.KERNEL,
             longest=KERNEL_MAX,
-            requester=requester,
+            asker=asker,
             on_status=self._status,
         )
         if not self._answered:

@@ -4,117 +4,50 @@ No `from __future__ import annotations` here: asyncvarlink reads the annotations
 """
 
 import asyncio
-import contextvars
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypedDict
 
-from asyncvarlink import LastResult, TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
+from asyncvarlink import LastResult, VarlinkInterface, varlinkmethod
 
 from kmodd.broker.autoclean import Autoclean
-from kmodd.broker.broker import Broker, Ticket
+from kmodd.broker.broker import Asker, Broker
+from kmodd.broker.enforcement import Enforcement
 from kmodd.broker.removal import Remover
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KernelError, KmoddError, SettingsError
-from kmodd.model import Event, Outcome, Result, Source, timestamp
+from kmodd.model import Event, Result, Source, timestamp
 from kmodd.names import check, escape, normalise
+from kmodd.policy.rules import REMOVE, SET
 from kmodd.record.journal import Journal
 from kmodd.record.origin import origin
 from kmodd.record.recorder import Recorder
 from kmodd.record.select import Selection
 from kmodd.settings import SETTINGS, Settings
 from kmodd.sources import peer
-from kmodd.sources.peer import Peer
-
-current_peer: contextvars.ContextVar[Peer] = contextvars.ContextVar("current_peer")
-"""Who has made the call that is being served."""
-
-Resolve = Callable[[str], Awaitable[dict[str, Any]]]
-"""From a name to the object that `kmodd resolve --json` prints."""
+from kmodd.sources.policymethods import FindPlan, PolicyMethods
+from kmodd.sources.replies import (
+    Deadlock,
+    Denied,
+    InvalidName,
+    InvalidPolicy,
+    InvalidSetting,
+    LoadFailed,
+    NotFound,
+    NotPermitted,
+    RemoveFailed,
+    TimedOut,
+    current_peer,
+    need_right,
+    need_root,
+    raise_for,
+)
 
 _FOLLOW_MAX = 10_000
 _WHY_MAX = 1000
 """Events that are looked through: the newest ones that name the module."""
-
-
-class NotFound(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """No installed module has that name or alias; or, of RemoveModule, it is not in the kernel."""
-
-    class Parameters:
-        name: str
-        error: str
-        result: Any
-
-
-class Denied(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """The policy does not let this requester have it."""
-
-    class Parameters:
-        name: str
-        error: str
-        result: Any
-
-
-class LoadFailed(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """It could not be loaded. `status`: a negative errno or modprobe's exit status."""
-
-    class Parameters:
-        name: str
-        status: int
-        error: str
-        result: Any
-
-
-class RemoveFailed(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """It could not be unloaded. `status`: a negative errno, or its `remove` command's exit status."""
-
-    class Parameters:
-        name: str
-        status: int
-        error: str
-
-
-class TimedOut(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """The requester waits no longer; the load goes on."""
-
-    class Parameters:
-        name: str
-        error: str
-        result: Any
-
-
-class Deadlock(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """The request could only have waited for itself."""
-
-    class Parameters:
-        name: str
-        error: str
-        result: Any
-
-
-class InvalidName(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """Such a name is refused; `name` shows it escaped."""
-
-    class Parameters:
-        name: str
-        error: str
-        result: Any
-
-
-class InvalidSetting(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """There is no such setting, or the value is of the wrong type or out of range."""
-
-    class Parameters:
-        key: str
-        error: str
-
-
-class NotPermitted(TypedVarlinkErrorReply, interface="io.kmodd"):
-    """The caller may not do this."""
-
-    class Parameters:
-        error: str
 
 
 class ModuleInfo(TypedDict):
@@ -140,37 +73,26 @@ class SettingInfo(TypedDict):
     meaning: str
 
 
-def _need_root(what: str) -> Peer:
-    caller = current_peer.get()
-    if not caller.is_root:
-        raise NotPermitted(error=f"uid {caller.uid} may not {what}; be root")
-    return caller
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the API reaches."""
+
+    broker: Broker
+    remover: Remover
+    autoclean: Autoclean
+    plan: FindPlan
+    enforcement: Enforcement
+    settings: Settings
+    recorder: Recorder
+    journal: Journal
+    status: Callable[[], dict[str, Any]]
 
 
-def _raise_for(ticket: Ticket, result: Result, shown: dict[str, Any]) -> None:
-    name, error = ticket.request.name, result.error or result.outcome.value
-    if ticket.refusal is not None:
-        raise InvalidName(name=name, error=error, result=shown)
-    match result.outcome:
-        case Outcome.NOT_FOUND:
-            raise NotFound(name=name, error=error, result=shown)
-        case Outcome.DENIED:
-            raise Denied(name=name, error=error, result=shown)
-        case Outcome.TIMED_OUT:
-            raise TimedOut(name=name, error=error, result=shown)
-        case Outcome.DEADLOCK:
-            raise Deadlock(name=name, error=error, result=shown)
-        case Outcome.FAILED:
-            raise LoadFailed(name=name, status=result.status, error=error, result=shown)
-        case Outcome.LOADED | Outcome.ALREADY_LIVE | Outcome.BUILT_IN:
-            return
-
-
-class KmoddInterface(VarlinkInterface, name="io.kmodd"):
+class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
     """On-demand loading of kernel modules.
 
     Anyone may read lists, status and settings. Who asked for what is for root and the group kmodd.
-    Requesting, removing and changing need uid 0.
+    Requesting, removing and changing need uid 0, or a rule of the policy that lets the peer.
     """
 
     errors = (
@@ -181,29 +103,21 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         TimedOut,
         Deadlock,
         InvalidName,
+        InvalidPolicy,
         InvalidSetting,
         NotPermitted,
     )
 
-    def __init__(
-        self,
-        broker: Broker,
-        remover: Remover,
-        autoclean: Autoclean,
-        resolve: Resolve,
-        settings: Settings,
-        recorder: Recorder,
-        journal: Journal,
-        status: Callable[[], dict[str, Any]],
-    ) -> None:
-        self._broker = broker
-        self._remover = remover
-        self._autoclean = autoclean
-        self._resolve = resolve
-        self._settings = settings
-        self._recorder = recorder
-        self._journal = journal
-        self._status = status
+    def __init__(self, parts: Parts) -> None:
+        self._broker = parts.broker
+        self._remover = parts.remover
+        self._autoclean = parts.autoclean
+        self._plan = parts.plan
+        self._enforcement = parts.enforcement
+        self._settings = parts.settings
+        self._recorder = parts.recorder
+        self._journal = parts.journal
+        self._status = parts.status
         self.readers: int | None = None
         """The group whose members may see who asked for what, as root may; None for no group."""
 
@@ -221,7 +135,9 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         `timeout`: seconds to wait at the most. `wait`: false returns at once, with the request's id and
         an outcome of null. The result is the object that Log shows.
         """
-        caller = _need_root("request modules")
+        caller = current_peer.get()
+        if not caller.is_root and not self._broker.policy.lets_peers:
+            raise NotPermitted(error=f"uid {caller.uid} may not request modules; be root")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Result] = loop.create_future()
 
@@ -232,8 +148,7 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         ticket = self._broker.submit(
             name.encode("utf-8", errors="surrogatepass"),
             Source(source or "api"),
-            requester=peer.requester(caller),
-            session=peer.session(caller),
+            asker=Asker(peer.requester(caller), peer.session(caller), stranger=not caller.is_root),
             timeout=None if timeout is None else max(0.0, timeout),
             on_result=told,
         )
@@ -249,7 +164,7 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         assert ticket.event is not None
         shown = ticket.event.as_json()
         del shown["event"]
-        _raise_for(ticket, result, shown)
+        raise_for(ticket, result, shown)
         return shown
 
     @varlinkmethod(return_parameter="removed")
@@ -257,9 +172,14 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         self, *, name: str, holders: bool | None = None
     ) -> list[str]:
         """Unload a module, with `holders` those first that use it; return what was unloaded, in order."""
-        _need_root("remove modules")
+        caller = current_peer.get()
+        policy = self._broker.policy
+        if not caller.is_root and not policy.lets_peers:
+            raise NotPermitted(error=f"uid {caller.uid} may not remove modules; be root")
         try:
-            return await self._remover.remove(name, holders=bool(holders))
+            return await self._remover.remove(
+                name, holders=bool(holders), may=lambda module: need_right(policy, REMOVE, module, module)
+            )
         except InvalidNameError as err:
             raise InvalidName(name=name, error=str(err), result=None) from err
         except KernelError as err:
@@ -290,7 +210,7 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
     @varlinkmethod(return_parameter="marked")
     async def MarkAutoclean(self, *, names: list[str]) -> list[str]:  # noqa: N802 - varlink's spelling
         """Mark modules for autoclean, as `modprobe -k` does; return those that are in the kernel."""
-        _need_root("mark modules")
+        need_root("mark modules")
         try:
             return await self._autoclean.mark(names)
         except InvalidNameError as err:
@@ -304,7 +224,8 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
         """
         try:
             plain = check(name.encode("utf-8", errors="surrogatepass"))
-            plan = await self._resolve(plain)
+            found, release = await self._plan(plain)
+            plan = {"release": release, **found.as_json()}
         except InvalidNameError as err:
             raise InvalidName(
                 name=escape(name.encode("utf-8", "replace")), error=str(err), result=None
@@ -337,7 +258,10 @@ class KmoddInterface(VarlinkInterface, name="io.kmodd"):
     @varlinkmethod(allow_foreign=True)
     def SetSetting(self, *, key: str, value: Any) -> None:  # noqa: N802 - varlink's spelling
         """Change a setting at once, until the daemon stops or reads its files again."""
-        caller = _need_root("change settings")
+        caller = current_peer.get()
+        if not caller.is_root and not self._broker.policy.lets_peers:
+            raise NotPermitted(error=f"uid {caller.uid} may not change settings; be root")
+        need_right(self._broker.policy, SET, key)
         old = self._settings.as_dict().get(key)
         try:
             changed = self._settings.set(key, value)

@@ -78,7 +78,8 @@ class Step:
     `path` is its file, None where there is none. `parameters`: its options, as `name=value name=value`.
     `required`: whether the target fails with it; soft dependencies are not. `after`: the numbers of the
     steps of this target, from 0, that must have ended before. `named`: it is the target's own module, which
-    is not always the last, nor always asked for first: its soft dependencies may need it.
+    is not always the last, nor always asked for first: its soft dependencies may need it. `needs`: those of
+    `after` that it needs, without the one that it comes behind as a post soft dependency.
     """
 
     module: str
@@ -91,6 +92,7 @@ class Step:
     command: str | None
     after: tuple[int, ...]
     named: bool = False
+    needs: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return it as `kmodd resolve --json` shows it."""
@@ -371,6 +373,7 @@ class _Walk:
             for name in line.pre
             for found in self._lookup(name) or ()
         }
+        needs = _before(after, number)
         after.add(entry.behind)
         parameters = self._config.parameters_of(names)
         self._budget.spend(self._config.install.wild + len(parameters) // _CHARACTERS)
@@ -386,8 +389,9 @@ class _Walk:
             self._index.path(module),
             parameters,
             None,
-            tuple(sorted(item for item in after if item is not None and item < number)),
+            _before(after, number),
             named,
+            needs,
         )
         if module in self._live:
             return replace(step, action=Action.NOTHING)
@@ -398,3 +402,8 @@ class _Walk:
         if self._index.is_builtin(module) and step.path is None and not (install and self._rules.show_all):
             return replace(step, action=Action.BUILT_IN)
         return replace(step, action=Action.RUN, command=install[0].command) if install else step
+
+
+def _before(numbers: set[int | None], number: int) -> tuple[int, ...]:
+    """Return those of the numbers of steps that come before `number`, in order."""
+    return tuple(sorted(item for item in numbers if item is not None and item < number))

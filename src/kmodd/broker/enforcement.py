@@ -1,0 +1,167 @@
+"""The policy's files put in force, or as a last resort the last good ones; and the seal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from typing import Any
+
+from kmodd.broker.threads import in_own_thread
+from kmodd.errors import KmoddError
+from kmodd.policy import files
+from kmodd.policy.files import LastGood, Policy
+from kmodd.policy.inforce import PolicyInForce
+from kmodd.policy.parse import PolicyError
+from kmodd.policy.rules import Mode
+from kmodd.record.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 5.0
+"""Seconds that a start waits for a directory service to tell who the users are that rules name."""
+SEALED = "sealed"
+"""A file in the run directory: the seal outlives a daemon, not a boot."""
+
+
+class Enforcement:
+    """Reads policy files in a thread. A broken one never replaces the good one in force."""
+
+    def __init__(self, policy: PolicyInForce, recorder: Recorder, root: str, run_dir: str) -> None:
+        self.policy = policy
+        self.root = root
+        self._recorder = recorder
+        self._sealed = os.path.join(run_dir, SEALED)
+        self._last_good = LastGood(os.path.join(root, "var/lib/kmodd/policy.json"))
+        self._reading = asyncio.Lock()
+        self._late: asyncio.Task[None] | None = None
+        self._saving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Put in force what there is, before the first request.
+
+        Raises:
+            PolicyError: a file is broken, and nothing is kept from before.
+        """
+        self.policy.seal(self._was_sealed())
+        reading = asyncio.get_running_loop().create_task(self._read())
+        await asyncio.wait([reading], timeout=_PATIENCE)
+        if not reading.done():
+            # Whoever a rule names by a name that only a directory service knows is not known yet.
+            log.warning("policy: user names are still being looked up; rules that name them do not match yet")
+            self.policy.problem = "names of users and groups are still being looked up"
+            self._take(await in_own_thread("kmod_policy", lambda: files.load(self.root, ask=False)))
+            self._late = asyncio.get_running_loop().create_task(self._take_late(reading))
+            return
+        try:
+            self._take(reading.result())
+            self._save()
+        except PolicyError as err:
+            kept = await in_own_thread("kmod_policy", self._last_good.load)
+            if kept is None:
+                raise
+            self._take(kept)
+            self.policy.problem = f"{err}; the last good policy is in force"
+            log.error("policy: %s", self.policy.problem)
+        if self.policy.policy.rules or self.policy.problem or self.policy.sealed:
+            self._record("load", error=self.policy.problem)
+
+    def _was_sealed(self) -> bool:
+        return os.path.lexists(self._sealed)  # in /run, which is memory
+
+    async def reload(self, requester: dict[str, Any] | None = None) -> None:
+        """Read the files again and put them in force.
+
+        Raises:
+            PolicyError: one cannot be taken; what was in force stays so.
+        """
+        async with self._reading:
+            try:
+                policy = await self._read()
+            except PolicyError as err:
+                self.policy.problem = f"{err}; what was in force before stays so"
+                log.error("policy: %s", self.policy.problem)
+                self._record("reload", error=str(err), requester=requester)
+                raise
+            self._take(policy)
+            self._save()
+            log.info("policy read again: %d rules", len(policy.rules))
+            self._record("reload", error=None, requester=requester)
+
+    def seal(self, sealed: bool, requester: dict[str, Any] | None) -> None:
+        """Close the seal or open it, for this boot.
+
+        Raises:
+            KmoddError: that cannot be written down; the seal is as it was.
+        """
+        try:
+            if sealed:
+                os.close(os.open(self._sealed, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._sealed)
+        except OSError as err:
+            raise KmoddError(f"cannot write {self._sealed}: {err.strerror}") from err
+        self.policy.seal(sealed)
+        log.warning("sealed: only what the policy lists" if sealed else "the seal is open")
+        self._record("seal" if sealed else "unseal", error=None, requester=requester)
+
+    def set_mode(self, mode: str) -> None:
+        """Change how much the policy counts."""
+        self.policy.set_mode(Mode(mode))
+
+    def status(self) -> dict[str, Any]:
+        """Return what `kmodd status` shows."""
+        policy = self.policy
+        return {
+            "mode": policy.mode.value,
+            "sealed": policy.sealed,
+            "files": len(policy.policy.files),
+            "rules": len(policy.policy.rules),
+            "problem": policy.problem,
+        }
+
+    async def _read(self) -> Policy:
+        return await in_own_thread("kmod_policy", lambda: files.load(self.root))
+
+    async def _take_late(self, reading: asyncio.Task[Policy]) -> None:
+        try:
+            self._take(await reading)
+        except PolicyError as err:
+            log.error("policy: %s", err)
+        else:
+            self._save()
+
+    def _take(self, policy: Policy) -> None:
+        self.policy.problem = None
+        self.policy.replace(policy)
+        for file in policy.files:
+            for line, doubt in file.doubts:
+                log.warning("policy: %s:%d: %s", file.name, line, doubt)
+
+    def _save(self) -> None:
+        policy = self.policy.policy
+
+        async def save() -> None:
+            try:
+                await in_own_thread("kmod_policy", lambda: self._last_good.save(policy))
+            except OSError as err:
+                log.warning("policy: cannot keep a copy for a start with broken files: %s", err)
+
+        if self.policy.problem is None and (policy.files or os.path.exists(self._last_good.path)):
+            self._saving = asyncio.get_running_loop().create_task(save())
+
+    def _record(self, action: str, *, error: str | None, requester: dict[str, Any] | None = None) -> None:
+        policy = self.policy
+        self._recorder.add(
+            "policy",
+            {
+                "action": action,
+                "rules": len(policy.policy.rules),
+                "mode": policy.mode.value,
+                "sealed": policy.sealed,
+                "error": error,
+                "requester": requester,
+            },
+        )

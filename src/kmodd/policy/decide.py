@@ -1,0 +1,163 @@
+"""The decision: from rules, a request, and what it would load, to allow or deny. Pure.
+
+The rules are gone through in order for all modules of the plan. A rule decides on the modules that its
+`module` matches, one without `module` on all that are left; the first that denies any denies the request. An
+allow rule with `module` allows the modules that it names and those that they need; a later rule denies one
+of the latter only by naming it, not by meaning everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from kmodd.model import Decision
+from kmodd.policy.rules import REQUEST, Action, Facts, Mode, Rule, Wanted
+
+SEAL = "seal"
+"""What a decision names as its rule where the seal denies."""
+
+Over = Callable[[Rule, Facts], bool]
+"""Whether the rate of a rule is exceeded by a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the policy says of a request. `rule`: the one that decided; None where none did.
+
+    `decision` is what is recorded: where a rule in audit mode would have denied, `allowed` is true and the
+    decision is that one. `lets_peer`: whether a rule lets this very peer of the API.
+    """
+
+    allowed: bool
+    decision: Decision
+    rule: Rule | None = None
+    lets_peer: bool = False
+
+    @property
+    def why(self) -> str:
+        """The place and the reason of a denial: `30-desktop.toml:2: CVE-2026-31431`."""
+        if self.rule is None:
+            return "the seal: no rule of the policy lists it" if self.decision.rule == SEAL else "no rule"
+        return f"{self.rule.place}: {self.rule.reason}" if self.rule.reason else self.rule.place
+
+
+ALLOWED = Judgement(allowed=True, decision=Decision())
+NO_RIGHT = Judgement(allowed=False, decision=Decision("deny"))
+"""A peer of the API that is not root, and that no rule lets."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """Rules in force, in order: `enforced` alone, and `considered`, those in audit mode too."""
+
+    enforced: tuple[Rule, ...] = ()
+    considered: tuple[Rule, ...] = ()
+
+    @classmethod
+    def of(cls, rules: Iterable[Rule], mode: Mode) -> RuleSet:
+        """Choose from rules by their modes and by that of the whole policy, of which the weaker counts."""
+        all_of_them = tuple(rules)
+
+        def at_least(wanted: Mode) -> tuple[Rule, ...]:
+            if mode.strength < wanted.strength:
+                return ()
+            return tuple(rule for rule in all_of_them if rule.mode.strength >= wanted.strength)
+
+        return cls(at_least(Mode.ENFORCE), at_least(Mode.AUDIT))
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """How a walk through rules ended. `unlisted`: the modules that no rule has allowed."""
+
+    action: Action
+    rule: Rule | None
+    unlisted: frozenset[str]
+
+
+def decide(
+    rules: RuleSet, facts: Facts, wanted: Wanted | None, now: datetime, over: Over, *, sealed: bool = False
+) -> Judgement:
+    """Return what the policy says. `wanted` is None where it is not known what would be loaded.
+
+    With `sealed` only what a rule allows may come in, whatever its mode; what loads nothing is not refused.
+    """
+    known: dict[tuple[str, int], bool] = {}
+
+    def over_once(rule: Rule, request: Facts) -> bool:
+        # A request is counted once, however often it is looked at.
+        key = (rule.file, rule.line)
+        if key not in known:
+            known[key] = over(rule, request)
+        return known[key]
+
+    done = _walk(rules.enforced, facts, wanted, now, over_once)
+    would = done
+    if len(rules.considered) != len(rules.enforced):
+        would = _walk(rules.considered, facts, wanted, now, over_once)
+    if done.action is Action.DENY:
+        return Judgement(False, _decision(done.rule, Mode.ENFORCE), done.rule)
+    if sealed and facts.operation == REQUEST and _is_news(would, wanted):
+        return Judgement(False, Decision("deny", SEAL, Mode.ENFORCE.value))
+    lets_peer = done.rule is not None and done.rule.names_peers
+    if would.action is Action.DENY:
+        return Judgement(True, _decision(would.rule, Mode.AUDIT), would.rule, lets_peer)
+    if done.rule is None:
+        return ALLOWED
+    return Judgement(True, _decision(done.rule, Mode.ENFORCE), done.rule, lets_peer)
+
+
+def _decision(rule: Rule | None, mode: Mode) -> Decision:
+    assert rule is not None
+    return Decision(rule.action.value, rule.place, mode.value)
+
+
+def _is_news(walk: _Walk, wanted: Wanted | None) -> bool:
+    """Whether something would come in that no rule lists."""
+    if wanted is None:
+        return walk.rule is None
+    return bool(walk.unlisted & wanted.new)
+
+
+def _walk(rules: Sequence[Rule], facts: Facts, wanted: Wanted | None, now: datetime, over: Over) -> _Walk:
+    modules = frozenset() if wanted is None else wanted.modules
+    left, covered = modules, modules if facts.nested else frozenset()
+    allowed_by: Rule | None = None
+    for rule in rules:
+        if rule.ended(now) or not rule.asks_for(facts):
+            continue
+        if not (hits := _hits(rule, wanted, left, covered, facts)):
+            continue
+        if rule.rate is not None and not over(rule, facts):
+            continue
+        if rule.action is Action.DENY:
+            return _Walk(Action.DENY, rule, left)
+        allowed_by = allowed_by or rule
+        left -= hits
+        if wanted is not None:
+            covered |= wanted.needed_by(hits)
+        if not left:
+            break
+    return _Walk(Action.ALLOW, allowed_by, left - covered)
+
+
+_WHOLE = frozenset({""})
+"""What a rule hits in a request that names no module: the request itself."""
+
+
+def _hits(
+    rule: Rule, wanted: Wanted | None, left: frozenset[str], covered: frozenset[str], facts: Facts
+) -> frozenset[str]:
+    """Return the modules that a rule decides on; empty where it does not match."""
+    if rule.module is None:
+        if facts.nested and rule.name is not None:
+            return left or _WHOLE
+        # What is left, once a rule has allowed some, is what those need: general rules do not mean that.
+        return left if left - covered else (frozenset() if left or facts.nested else _WHOLE)
+    if wanted is None:
+        return _WHOLE if rule.unknown else frozenset()
+    if rule.any_module:
+        return left if left - covered else frozenset()
+    return frozenset(module for module in left if rule.module.matches(module))

@@ -1,0 +1,155 @@
+"""From what was used to a policy that allows that and nothing else, and what it would have denied. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from kmodd.model import Requester, Source
+from kmodd.policy.decide import Judgement, RuleSet, decide
+from kmodd.policy.rules import Facts, Mode, Rule, Wanted
+
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A request of the journal. `wanted`: what it stands for, None where that cannot be said any more."""
+
+    time: str
+    facts: Facts
+    outcome: str
+    wanted: Wanted | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Who:
+    """What a learned rule says of the requester; None for what it does not say."""
+
+    source: str
+    uid: int = -1
+    exe: str = ""
+    container: str = ""
+
+
+def _who(facts: Facts) -> _Who:
+    requester = facts.requester
+    if requester.uid is None:
+        return _Who(facts.source.value)
+    if not facts.observed:
+        return _Who(facts.source.value, requester.uid)
+    container = "true" if requester.container is not None else "false"
+    return _Who(facts.source.value, requester.uid, requester.exe or "", container)
+
+
+def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str:
+    """Return the text of a policy file that allows what was used, by whom, and denies everything else.
+
+    A request that was denied teaches nothing. `live`: modules that are in the kernel whoever brought them
+    in; privileged tasks may have them. `made`: when and from what, for its first line.
+    """
+    used: dict[_Who, list[Observed]] = {}
+    for request in observed:
+        if request.outcome != "denied":
+            used.setdefault(_who(request.facts), []).append(request)
+    lines = [
+        f"# Learned by `kmodd policy learn`, {made}.",
+        "# What was used is allowed, to whom it was of use; everything else is denied. Read it before it",
+        "# counts: what a machine needs once a year is not in it. In mode audit it only tells.",
+        'mode = "enforce"',
+    ]
+    listed: set[str] = set()
+    for who in sorted(used):
+        lines += _rules(who, used[who], listed)
+    if others := sorted(set(live) - listed):
+        lines += [
+            "",
+            "# In the kernel now, and not asked for through kmodd: for privileged tasks.",
+            "[[rule]]",
+        ]
+        lines += [_list("module", others), "privileged = true", 'action = "allow"', 'reason = "live"']
+    lines += ["", "# Whatever else is installed. A name that nothing is installed for is not found, as ever."]
+    lines += ["[[rule]]", 'module = "*"', 'action = "deny"', 'reason = "not used as far as was learned"', ""]
+    return "\n".join(lines)
+
+
+def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[str]:
+    modules = {
+        module for request in requests if request.wanted is not None for module in request.wanted.targets
+    }
+    # What these stand for nobody can say: the names themselves, but those that nothing was found for.
+    names = {
+        request.facts.name
+        for request in requests
+        if request.wanted is None and request.outcome != "not-found"
+    }
+    listed |= modules
+    lines: list[str] = []
+    for key, items in (("module", modules), ("name", names)):
+        if not items:
+            continue
+        asked = list(dict.fromkeys(request.facts.name for request in requests))
+        some = ", ".join(asked[:_NAMES_SHOWN]) + (", ..." if len(asked) > _NAMES_SHOWN else "")
+        lines += ["", f"# {len(requests)} requests until {requests[-1].time[:10]}: {some}", "[[rule]]"]
+        lines += [*_conditions(who), _list(key, sorted(map(_literal, items)))]
+        lines += ['action = "allow"', 'reason = "learned"']
+    return lines
+
+
+def _conditions(who: _Who) -> list[str]:
+    lines = [f"source = {_text(who.source)}"]
+    if who.uid >= 0:
+        lines.append(f"uid = {who.uid}")
+    if who.exe:
+        lines.append(f"exe = {_text(_literal(who.exe))}")
+    if who.container:
+        lines.append(f"container = {who.container}")
+    return lines
+
+
+def _literal(text: str) -> str:
+    """Return a glob that matches this text and no other."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
+
+
+def _text(text: str) -> str:
+    # JSON's strings are TOML's basic strings, but for the one character that TOML wants escaped too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _list(key: str, items: Sequence[str]) -> str:
+    lines, line = [f"{key} = ["], "   "
+    for item in items:
+        if len(line) + len(item) > 100:
+            lines.append(line)
+            line = "   "
+        line += f" {_text(item)},"
+    return "\n".join([*lines, line, "]"])
+
+
+def simulate(
+    rules: Iterable[Rule], observed: Iterable[Observed], now: datetime
+) -> list[tuple[Observed, Judgement]]:
+    """Return the requests that these rules would deny, or tell of in audit mode. No rate is ever exceeded."""
+    chosen = RuleSet.of(rules, Mode.ENFORCE)
+    found = []
+    for request in observed:
+        judgement = decide(chosen, request.facts, request.wanted, now, lambda _rule, _facts: False)
+        if judgement.decision.action == "deny":
+            found.append((request, judgement))
+    return found
+
+
+def observed(event: dict[str, object], wanted: Wanted | None) -> Observed:
+    """Return a `request` event of the journal, as its JSON is, as something to learn from."""
+    requester = event.get("requester")
+    told = requester if isinstance(requester, dict) else {}
+    known = {key: told.get(key) for key in Requester().as_json()}
+    return Observed(
+        str(event["time"]),
+        Facts(str(event["name"]), Source(event["source"]), Requester(**known)),
+        str(event["outcome"]),
+        wanted,
+    )

@@ -1,0 +1,105 @@
+"""Rules that can never match, and others that are not what they look like. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from kmodd.policy.files import Policy
+from kmodd.policy.patterns import Globs, Numbers
+from kmodd.policy.rules import Action, Mode, Rule
+
+_GLOBS = ("name", "module", "exe", "call_site")
+_EITHER = ("unit", "container")
+_NUMBERS = ("uid", "gid", "user", "group")
+_SHADOWS_MAX = 2_000
+"""Rules that are compared with each other; the work grows with the square."""
+
+
+def lint(policy: Policy, now: datetime) -> list[tuple[str, int, str]]:
+    """Return what is doubtful, as (file, line, sentence), in order."""
+    found: list[tuple[str, int, str]] = []
+    for file in policy.files:
+        found += [(file.name, line, doubt) for line, doubt in file.doubts]
+    rules = policy.rules[:_SHADOWS_MAX]
+    for number, rule in enumerate(rules):
+        if rule.mode is Mode.OFF:
+            continue
+        if rule.ended(now):
+            found.append((rule.file, rule.line, f"its time was over on {rule.until:%Y-%m-%d}: remove it"))
+            continue
+        if (before := _shadow(rules, number, now)) is not None:
+            found.append(
+                (rule.file, rule.line, f"can never match: {before.place} decides all that it asks for")
+            )
+    order = {file.name: number for number, file in enumerate(policy.files)}
+    return sorted(found, key=lambda item: (order.get(item[0], 0), item[1]))
+
+
+def _shadow(rules: Sequence[Rule], number: int, now: datetime) -> Rule | None:
+    rule = rules[number]
+    allows_by_module = False
+    for before in rules[:number]:
+        if covers(before, rule, now) and not (allows_by_module and _goes_past(before, rule)):
+            return before
+        allows_by_module = allows_by_module or (before.action is Action.ALLOW and before.module is not None)
+    return None
+
+
+def _goes_past(before: Rule, rule: Rule) -> bool:
+    """Whether a rule may still find what an allowed module needs, which one that means everything leaves."""
+    general = before.module is None or before.any_module
+    return general and rule.module is not None and not rule.any_module
+
+
+def covers(before: Rule, rule: Rule, now: datetime) -> bool:
+    """Return whether `before` has decided whatever `rule` asks for, as far as that is sure."""
+    if before.rate is not None or before.ended(now) or before.mode.strength < rule.mode.strength:
+        return False
+    if before.until is not None and (rule.until is None or rule.until > before.until):
+        return False
+    if rule.unknown and not before.unknown:
+        return False
+    if not rule.operation <= before.operation:
+        return False
+    if before.source is not None and (rule.source is None or not rule.source <= before.source):
+        return False
+    if before.privileged is not None and rule.privileged is not before.privileged:
+        return False
+    return (
+        all(_globs(getattr(before, field), getattr(rule, field)) for field in _GLOBS)
+        and all(_either(getattr(before, field), getattr(rule, field)) for field in _EITHER)
+        and all(_numbers(getattr(before, field), getattr(rule, field)) for field in _NUMBERS)
+    )
+
+
+def _globs(before: Globs | None, rule: Globs | None) -> bool:
+    if before is None:
+        return True
+    if rule is None:
+        return False
+    if before.any:
+        return True
+    names = rule.exact
+    wild = [pattern for pattern in rule.patterns if any(char in pattern for char in "*?[")]
+    return all(before.matches(name) for name in names) and all(item in before.patterns for item in wild)
+
+
+def _either(before: Globs | bool | None, rule: Globs | bool | None) -> bool:
+    if before is None or before == rule:
+        return True
+    if rule is None or before is False or rule is False:
+        return False
+    if before is True:
+        return True  # a rule with patterns asks for some
+    return not isinstance(rule, bool) and _globs(before if isinstance(before, Globs) else None, rule)
+
+
+def _numbers(before: Numbers | None, rule: Numbers | None) -> bool:
+    if before is None:
+        return True
+    if rule is None:
+        return False
+    return all(
+        any(low <= first and last <= high for low, high in before.ranges) for first, last in rule.ranges
+    )

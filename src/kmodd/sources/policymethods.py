@@ -1,0 +1,123 @@
+"""The methods of the API about the policy: asked, shown, read again, sealed.
+
+No `from __future__ import annotations` here: asyncvarlink reads the annotations as types.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from asyncvarlink import varlinkmethod
+
+from kmodd.broker.broker import Broker
+from kmodd.broker.enforcement import Enforcement
+from kmodd.errors import InvalidName as InvalidNameError
+from kmodd.errors import KmoddError
+from kmodd.model import Requester, Source
+from kmodd.names import check, escape
+from kmodd.policy import files
+from kmodd.policy.parse import PolicyError
+from kmodd.policy.plans import wanted
+from kmodd.policy.rules import Facts
+from kmodd.policy.shown import as_json, checked
+from kmodd.sources import peer
+from kmodd.sources.replies import InvalidName, InvalidPolicy, InvalidSetting, need_root
+from kmodd.tree.plan import Plan
+
+FindPlan = Callable[[str], Awaitable[tuple[Plan, str]]]
+"""From a name to what a request for it would load, and the release; or KmoddError, where nobody can say."""
+
+
+class PolicyMethods:
+    """A part of `io.kmodd`."""
+
+    _broker: Broker
+    _enforcement: Enforcement
+    _plan: FindPlan
+
+    def _need_reader(self) -> None:
+        raise NotImplementedError
+
+    @varlinkmethod(return_parameter="checked", allow_foreign=True)
+    async def CheckPolicy(  # noqa: N802, PLR0913 - varlink's spelling; a fact for each field of a rule
+        self,
+        *,
+        name: str,
+        source: Literal["kernel", "api", "cli", "uevent", "boot"] | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        groups: list[int] | None = None,
+        exe: str | None = None,
+        unit: str | None = None,
+        container: str | None = None,
+        privileged: bool | None = None,
+        call_site: str | None = None,
+    ) -> Any:
+        """Return what the policy would say now of such a request; nothing is loaded or counted.
+
+        What is not given is not known; but who has uid 0 is taken to be privileged, and others not to be.
+        """
+        try:
+            plain = check(name.encode("utf-8", errors="surrogatepass"))
+        except InvalidNameError as err:
+            raise InvalidName(
+                name=escape(name.encode("utf-8", "replace")), error=str(err), result=None
+            ) from err
+        plan: Plan | None = None
+        problem: str | None = None
+        try:
+            plan, _release = await self._plan(plain)
+        except KmoddError as err:
+            problem = str(err)
+        if privileged is None and uid is not None:
+            privileged = uid == 0
+        requester = Requester(
+            uid=uid,
+            gid=gid,
+            exe=exe,
+            unit=unit,
+            container=container,
+            privileged=privileged,
+            call_site=call_site,
+            groups=None if groups is None else tuple(groups),
+        )
+        asked_by = Source(source or "kernel")
+        stranger = asked_by in {Source.API, Source.CLI} and uid != 0
+        facts = Facts(plain, asked_by, requester, stranger=stranger)
+        return checked(self._broker.policy, facts, None if plan is None else wanted(plan), problem)
+
+    @varlinkmethod(return_parameter="policy", allow_foreign=True)
+    async def GetPolicy(self) -> Any:  # noqa: N802 - varlink's spelling
+        """Return the policy in force: mode, seal, rules in order, the files' texts, and where they belong.
+
+        `directory` is where files of commands go, `runtime_directory` where those that a boot ends.
+        """
+        self._need_reader()
+        policy = self._broker.policy
+        root = self._enforcement.root
+        return {
+            "mode": policy.mode.value,
+            "sealed": policy.sealed,
+            "problem": policy.problem,
+            "directory": files.place(root),
+            "runtime_directory": files.place(root, runtime=True),
+            **as_json(policy.policy),
+        }
+
+    @varlinkmethod(return_parameter="rules")
+    async def ReloadPolicy(self) -> int:  # noqa: N802 - varlink's spelling
+        """Read the policy's files again and put them in force; return the number of rules."""
+        caller = need_root("change the policy")
+        try:
+            await self._enforcement.reload(peer.requester(caller).as_json())
+        except PolicyError as err:
+            raise InvalidPolicy(file=err.file, line=err.line or 0, error=str(err)) from err
+        return len(self._broker.policy.policy.rules)
+
+    @varlinkmethod
+    def Seal(self, *, sealed: bool) -> None:  # noqa: N802 - varlink's spelling
+        """Let nothing new in but what a rule allows, until the next boot; or end that."""
+        caller = need_root("seal" if sealed else "unseal")
+        try:
+            self._enforcement.seal(sealed, peer.requester(caller).as_json())
+        except KmoddError as err:
+            raise InvalidSetting(key="sealed", error=str(err)) from err
