@@ -342,7 +342,11 @@ class Broker:
         if ticket.no_right:
             uid = request.requester.uid
             error = f"uid {uid} may not request {request.name}; be root, or have a rule of the policy let you"
-        self._end(ticket, self._left_load(ticket, Outcome.DENIED, -errno.EPERM, error))
+        # Where the load has begun it is not known here what it has brought in so far.
+        modules = None if again else ()
+        self._end(
+            ticket, replace(self._left_load(ticket, Outcome.DENIED, -errno.EPERM, error), modules=modules)
+        )
         return False
 
     def _facts(self, ticket: Ticket) -> list[Facts]:

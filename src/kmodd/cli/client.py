@@ -165,6 +165,7 @@ def status(arguments: Namespace) -> int:
         ["hook", hook["error"] or hooked],
         *_tree_rows(state["tree"]),
         ["tracing", _tracing_words(state["tracing"])],
+        ["policy", _policy_words(state["policy"])],
         ["requests", f"{requests['total']} ({outcomes or 'none yet'}), {requests['waiting']} waiting"],
         ["loads", f"{loads['total']}, {loads['running']} running"],
         ["journal", _journal_words(state["journal"])],
@@ -172,6 +173,13 @@ def status(arguments: Namespace) -> int:
     ]
     print(show.table(rows))
     return 0
+
+
+def _policy_words(policy: dict[str, Any]) -> str:
+    words = [policy["mode"], f"{policy['rules']} rules in {policy['files']} files"]
+    if policy["sealed"]:
+        words.append("sealed")
+    return ", ".join(words) + (f"; {policy['problem']}" if policy["problem"] else "")
 
 
 def _journal_words(journal: dict[str, Any]) -> str:

@@ -82,14 +82,18 @@ def _command(arguments: Namespace, command: Command | None, forgotten: str | Non
         raise KmoddError(f"cannot change {path}: {err}; correct it or remove it") from err
     if command is None and all(item.module != forgotten for item in had):
         raise NotFound(f"no command denies or allows {forgotten} in {path}")
-    write(path, as_text(changed(had, command, forgotten)))
+    left = changed(had, command, forgotten)
+    if left:
+        write(path, as_text(left))
+    else:
+        os.unlink(path)
     if not reachable:
         print(f"kmodd: the daemon is not running; {path} counts from its start on", file=sys.stderr)
         return
     try:
         Connection().call("ReloadPolicy")
     except Reply as reply:
-        if before:
+        if before or not left:
             write(path, before)
         else:
             os.unlink(path)

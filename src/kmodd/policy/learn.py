@@ -87,12 +87,13 @@ def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[st
     }
     listed |= modules
     lines: list[str] = []
-    for key, items in (("module", modules), ("name", names)):
+    clear = [request for request in requests if request.wanted is not None and request.wanted.targets]
+    for key, items, by in (("module", modules, clear), ("name", names, unclear)):
         if not items:
             continue
-        asked = list(dict.fromkeys(request.facts.name for request in requests))
+        asked = list(dict.fromkeys(request.facts.name for request in by))
         some = ", ".join(asked[:_NAMES_SHOWN]) + (", ..." if len(asked) > _NAMES_SHOWN else "")
-        lines += ["", f"# {len(requests)} requests until {requests[-1].time[:10]}: {some}", "[[rule]]"]
+        lines += ["", f"# {len(by)} requests until {by[-1].time[:10]}: {some}", "[[rule]]"]
         lines += [*_conditions(who), _list(key, sorted(map(_literal, items)))]
         lines += ['action = "allow"', 'reason = "learned"']
     return lines

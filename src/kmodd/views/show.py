@@ -53,6 +53,15 @@ def milliseconds(microseconds: int) -> str:
     return f"{microseconds / 1000:.1f} ms"
 
 
+def _decision_words(event: dict[str, Any]) -> str:
+    """Return which rule has denied a request, or would have."""
+    decision = event.get("decision")
+    if decision is None or decision["action"] != "deny":
+        return ""
+    by = decision["rule"] or "no rule lets this user"
+    return f"  (by {by})" if decision["mode"] != "audit" else f"  (would be denied by {by})"
+
+
 def event_line(event: dict[str, Any]) -> str:
     """Return one event as one line: time, source, name, outcome, modules, milliseconds."""
     time = event["time"][11:23]
@@ -65,10 +74,13 @@ def event_line(event: dict[str, Any]) -> str:
             f"{milliseconds(event['duration_us']):>11}  {modules}"
         )
         shared = event.get("coalesced_with")
-        return line + (f"  (shares the load of request {shared})" if shared else "")
+        return line + (f"  (shares the load of request {shared})" if shared else "") + _decision_words(event)
     if kind == "unload":
         return f"{time}  {'unload':<6}  {event['module']:<28}  {event['reason']}"
     if kind == "setting":
         return f"{time}  {'tune':<6}  {event['key']:<28}  {event['old']!r} -> {event['new']!r}"
+    if kind == "policy":
+        rules = f"{event['rules']} rules, {event['mode']}" + (", sealed" if event["sealed"] else "")
+        return f"{time}  {'policy':<6}  {event['action']:<28}  {event['error'] or rules}"
     rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in {"id", "time", "event"})
     return f"{time}  {kind:<6}  {rest}"
