@@ -76,18 +76,13 @@ def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str
 
 
 def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[str]:
-    modules = {
-        module for request in requests if request.wanted is not None for module in request.wanted.targets
-    }
+    clear = [request for request in requests if request.wanted is not None and request.wanted.targets]
     # What these stand for nobody can say: the names themselves, but those that nothing was found for.
-    names = {
-        request.facts.name
-        for request in requests
-        if request.wanted is None and request.outcome != "not-found"
-    }
+    unclear = [request for request in requests if request.wanted is None and request.outcome != "not-found"]
+    modules = {module for request in clear if request.wanted is not None for module in request.wanted.targets}
+    names = {request.facts.name for request in unclear}
     listed |= modules
     lines: list[str] = []
-    clear = [request for request in requests if request.wanted is not None and request.wanted.targets]
     for key, items, by in (("module", modules, clear), ("name", names, unclear)):
         if not items:
             continue
