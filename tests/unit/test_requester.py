@@ -322,6 +322,65 @@ def test_one_whose_record_went_to_another_of_the_same_name_is_found(proc: Proc, 
     assert [join.pid("y"), join.pid("x"), join.pid("x")] == [87, 86, None]
 
 
+def test_of_several_the_least_privileged_counts_then_the_oldest(proc: Proc, join: Join) -> None:
+    for tid, caps in ((100, BOTH), (101, BOTH), (102, PLAIN), (103, PLAIN), (104, BOTH)):
+        proc.task(tid, caps=caps)
+    join.tracing.new = [join.asked(tid, "x") for tid in (100, 101, 102, 103)]
+    assert [join.pid("x"), join.pid("x")] == [102, 103]
+    join.tracing.new = [join.asked(104, "x")]
+    assert [join.pid("x") for _ in range(4)] == [100, 101, 104, None]
+
+
+def test_privileged_of_whom_it_is_not_known_counts_as_not(proc: Proc, join: Join) -> None:
+    proc.task(105, caps=BOTH)
+    proc.task(106, caps=BOTH)
+    os.unlink(proc.root / "106/ns/user")
+    join.tracing.new = [join.asked(105, "x"), join.asked(106, "x")]
+    assert [join.pid("x"), join.pid("x")] == [106, 105]
+
+
+def test_a_privileged_one_that_has_gone_is_not_given(proc: Proc, join: Join) -> None:
+    for tid in (107, 108, 109):
+        proc.task(tid, caps=BOTH)
+    join.tracing.new = [join.asked(tid, "x") for tid in (107, 108, 109)]
+    assert join.pid("x") == 107
+    proc.task(108, caps=BOTH, state="S")  # it has been seen waiting
+    assert [join.pid("x"), join.pid("x")] == [109, None]
+
+
+def test_of_those_whose_records_went_to_others_the_least_privileged_counts(proc: Proc, join: Join) -> None:
+    proc.task(110, caps=BOTH)
+    proc.task(111)
+    join.tracing.new = [join.asked(110, "x"), join.asked(111, "x")]
+    claims = [join.who.claim(b"x") for _ in range(2)]
+    assert [claim.tid for claim in claims] == [111, 110]
+    for claim in claims:
+        join.who.release(claim)
+    assert [join.pid("x") for _ in range(3)] == [111, 110, None]
+
+
+def test_each_task_is_looked_at_about_once_however_many_ask_for_one_name(
+    proc: Proc, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    waiting = requester.waiting
+
+    def counted(tid: int, root: str) -> Requester | None:
+        looks.append(tid)
+        return waiting(tid, root)
+
+    monkeypatch.setattr(requester, "waiting", counted)
+    for tid in range(200, 250):
+        proc.task(tid, caps=BOTH)
+    join.tracing.new = [join.asked(200, "alone")]
+    assert join.pid("alone") == 200
+    assert looks == [200]
+    looks.clear()
+    join.tracing.new = [join.asked(tid, "x") for tid in range(200, 250)]
+    assert [join.pid("x") for _ in range(50)] == list(range(200, 250))
+    assert len(looks) < 100
+
+
 def test_records_are_bounded_in_number_and_age(proc: Proc, join: Join) -> None:
     proc.task(87)
     proc.task(88)
