@@ -46,7 +46,10 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who asked. What is not known is None, never guessed."""
+    """Who asked. What is not known is None, never guessed.
+
+    `groups`: the supplementary ones, for rules; they are not told.
+    """
 
     pid: int | None = None
     comm: str | None = None
@@ -57,10 +60,12 @@ class Requester:
     container: str | None = None
     privileged: bool | None = None
     call_site: str | None = None
+    kernel_thread: bool | None = None
+    groups: tuple[int, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract's JSON object."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__ if name != "groups"}
 
 
 UNKNOWN_REQUESTER = Requester()
