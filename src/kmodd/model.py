@@ -46,7 +46,10 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who asked. What is not known is None, never guessed."""
+    """Who asked. What is not known is None, never guessed.
+
+    `groups`: the supplementary ones, for rules; they are not told.
+    """
 
     pid: int | None = None
     comm: str | None = None

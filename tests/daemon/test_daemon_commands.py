@@ -21,7 +21,18 @@ RESULT = {
     "id", "time", "source", "name", "outcome", "status", "modules", "coalesced_with", "duration_us", "error",
     "requester", "decision",
 }  # fmt: skip
-REQUESTER = {"pid", "comm", "uid", "gid", "exe", "unit", "container", "privileged", "call_site"}
+REQUESTER = {
+    "pid",
+    "comm",
+    "uid",
+    "gid",
+    "exe",
+    "unit",
+    "container",
+    "privileged",
+    "call_site",
+    "kernel_thread",
+}
 SETTINGS = {
     "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal_keep", "serial", "kernel.keep_tree", "stop_timeout",
 }  # fmt: skip

@@ -42,8 +42,11 @@ def ask(kind: str, what: Any) -> None:
     elif kind == "kernel":
         with open("/proc/kmodd_ask", "wb", buffering=0) as file:
             file.write(what.encode())
-    elif kind == "nowait":
-        with open("/proc/kmodd_ask_nowait", "wb", buffering=0) as file:
+    elif kind == "worker":
+        with open("/proc/kmodd_ask_worker", "wb", buffering=0) as file:
+            file.write(what.encode())
+    elif kind in {"nowait", "worker_nowait"}:
+        with open(f"/proc/kmodd_ask_{kind}", "wb", buffering=0) as file:
             file.write(what.encode())
             file.write(b"x" * 56)  # too long to be asked for: the task is alive until this returns
             sys.stdin.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,7 @@ def test_an_unprivileged_user_and_root(call: Call) -> None:
         "container": None,
         "privileged": False,
         "call_site": "__sock_create",
+        "kernel_thread": False,
     }
     asked_by = second["requester"]
     assert (asked_by["pid"], asked_by["uid"], asked_by["privileged"]) == (root["pid"], 0, True)
@@ -100,6 +102,32 @@ def test_request_module_nowait_tells_no_more_than_the_pid(call: Call) -> None:
     assert {key: value for key, value in event["requester"].items() if value is not None} == {
         "pid": asker["pid"]
     }
+
+
+@pytest.mark.parametrize("kind", ["worker", "worker_nowait"])
+def test_a_kernel_thread_is_told_as_such_whether_it_waits_or_not(call: Call, kind: str) -> None:
+    before = call("last_event")
+    asker = call("asker_as", kind=kind, what="nosuchmodule", count=1, uid=1000)
+    [event] = call("events_are", count=1, since=before)
+    who = event["requester"]
+    assert who["pid"] != asker["pid"]
+    assert re.match(r"kworker/u\d+:\d+", who["comm"])
+    assert {key: value for key, value in who.items() if key not in {"pid", "comm"}} == {
+        "uid": 0,
+        "gid": 0,
+        "exe": None,
+        "unit": None,
+        "container": None,
+        "privileged": True,
+        "call_site": "ask_worker" if kind == "worker" else None,
+        "kernel_thread": True,
+    }
+
+
+def test_what_a_program_that_asks_through_the_socket_is(call: Call) -> None:
+    who = call("api", method="RequestModule", name="kmodd_sleep")["result"]["requester"]
+    assert (who["uid"], who["privileged"], who["kernel_thread"]) == (0, True, False)
+    assert who["exe"].startswith("/usr/bin/python3")
 
 
 def test_nested_requests_name_the_daemon_and_their_module(call: Call) -> None:

@@ -123,7 +123,57 @@ def test_s14_a_looping_requester_cannot_flood_the_log(caplog: pytest.LogCaptureF
         assert len(caplog.records) == 50
         now = 11.0
         recorder.add("request", fields())
-    assert "9950 messages" in caplog.text
+    assert "9950 messages about failed requests were left out, most of them of tasks that are" in caplog.text
+
+
+def test_s14_one_who_loops_hides_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    recorder = Recorder()
+    recorder.subscribe(systemlog.EventLog(lambda: now))
+
+    def fail(uid: int | None, times: int = 1) -> int:
+        before = len(caplog.records)
+        for _ in range(times):
+            recorder.add("request", fields(requester={"pid": 7, "uid": uid}))
+        return len(caplog.records) - before
+
+    with caplog.at_level(logging.WARNING, "kmodd"):
+        assert fail(1000, 10_000) == 50
+        assert fail(None, 100) == 50
+        assert fail(0, 60) == 50
+        # All together: 200; and the first of whoever comes then.
+        assert fail(1001, 60) == 50
+        assert [fail(uid, 10) for uid in range(2000, 2010)] == [1] * 10
+        now = 10.5
+        assert fail(1001) == 2
+    assert "10110 messages about failed requests were left out, most of them of uid 1000" in caplog.text
+
+
+def test_s14_many_users_together_cannot_flood_the_log_or_the_memory() -> None:
+    now = 0.0
+    limits = systemlog.Limits(lambda: now)
+    gone = sum(limits.take(uid)[0] for uid in range(100_000))
+    assert gone == 256 + 1
+    now = 10.0
+    may, left_out = limits.take(5)
+    assert may
+    assert left_out == systemlog.LeftOut(100_000 - 257, "rest")
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 20)), max_size=300))
+def test_s14_what_goes_and_what_is_told_as_left_out_is_all(messages: list[tuple[int, float]]) -> None:
+    now = 0.0
+    limits = systemlog.Limits(lambda: now, burst=3, total=7, keys=4)
+    gone = told = 0
+    for key, later in messages:
+        now += later
+        may, left_out = limits.take(key)
+        gone += may
+        told += 0 if left_out is None else left_out.count
+    now += 10.0
+    may, left_out = limits.take("last")
+    assert may
+    assert gone + told + (0 if left_out is None else left_out.count) == len(messages)
 
 
 def test_s14_a_log_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:

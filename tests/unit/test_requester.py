@@ -50,15 +50,20 @@ class Proc:
         cgroup: str = "0::/\n",
         namespace: str = INIT_NS,
         started: int = 5,
+        groups: str = "",
+        flags: int = 0x00400000,
+        memory: bool = True,
     ) -> None:
         pid = pid or tid
         for directory in (self.root / str(tid), self.root / str(pid) / "task" / str(tid)):
             (directory / "ns").mkdir(parents=True, exist_ok=True)
             (directory / "status").write_text(
                 f"Name:\t{name}\nUmask:\t0022\nState:\t{state} (whatever)\nTgid:\t{pid}\nPid:\t{tid}\n"
-                f"Uid:\t7\t{uid}\t8\t9\nGid:\t7\t{uid}\t8\t9\nCapInh:\t0\nCapEff:\t{caps}\n"
+                f"Uid:\t7\t{uid}\t8\t9\nGid:\t7\t{uid}\t8\t9\nFDSize:\t64\nGroups:\t{groups} \n"
+                + ("VmPeak:\t  2692 kB\nVmSize:\t  2692 kB\n" if memory else "")
+                + f"CapInh:\t0\nCapEff:\t{caps}\n"
             )
-            fields = " ".join(["0"] * 18 + [str(started)] + ["0"] * 5)
+            fields = " ".join(["0"] * 2 + ["77"] + ["0"] * 2 + [str(flags)] + ["0"] * 12 + [str(started)])
             (directory / "stat").write_text(f"{tid} ({name}) {state} {fields}\n")
             (directory / "comm").write_text(f"{name}\n")
             (directory / "stack").write_text(stack)
@@ -78,7 +83,11 @@ def proc(tmp_path: Path) -> Proc:
 
 
 def test_all_that_is_known(proc: Proc) -> None:
-    proc.task(812, cgroup="0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope\n")
+    proc.task(
+        812,
+        cgroup="0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope\n",
+        groups="4 24 1000",
+    )
     assert proc.who(812) == Requester(
         pid=812,
         comm="python3",
@@ -89,7 +98,21 @@ def test_all_that_is_known(proc: Proc) -> None:
         container=None,
         privileged=False,
         call_site="__sock_create",
+        kernel_thread=False,
+        groups=(4, 24, 1000),
     )
+
+
+def test_groups_are_not_told() -> None:
+    assert "groups" not in Requester(groups=(4,)).as_json()
+
+
+def test_a_status_that_is_long_with_groups_is_read_whole(proc: Proc) -> None:
+    groups = range(100_000, 165_536)
+    proc.task(813, groups=" ".join(map(str, groups)))
+    who = proc.who(813)
+    assert who is not None
+    assert (who.uid, who.privileged, who.groups) == (1000, False, tuple(groups))
 
 
 def test_a_thread_is_told_by_its_process(proc: Proc) -> None:
@@ -143,10 +166,16 @@ def test_privileged_is_not_guessed(proc: Proc) -> None:
 
 
 def test_a_kernel_thread(proc: Proc) -> None:
-    proc.task(50, name="kworker/u4:1-events_unbound", uid=0, caps=BOTH, exe=None)
+    worker = {"name": "kworker/u4:1-events_unbound", "uid": 0, "caps": BOTH, "exe": None, "memory": False}
+    proc.task(50, flags=0x04208060, **worker)  # type: ignore[arg-type]
     who = proc.who(50)
     assert who is not None
     assert (who.comm, who.exe, who.uid, who.privileged) == ("kworker/u4:1-events_unbound", None, 0, True)
+    assert who.kernel_thread is True
+    proc.task(51, flags=0x00400004, **worker)  # type: ignore[arg-type]  # a process that is about to end
+    who = proc.who(51)
+    assert who is not None
+    assert who.kernel_thread is False
 
 
 @pytest.mark.parametrize(
@@ -183,6 +212,8 @@ def test_the_frame_behind_request_module() -> None:
 def test_garbage_is_no_status(raw: bytes) -> None:
     with contextlib.suppress(ValueError):
         requester.parse_status(raw)
+    with contextlib.suppress(ValueError):
+        requester.parse_stat(raw)
     cgroup.belongs_to(raw)
     requester.call_site(raw.decode("latin-1"))
 
@@ -322,6 +353,65 @@ def test_one_whose_record_went_to_another_of_the_same_name_is_found(proc: Proc, 
     assert [join.pid("y"), join.pid("x"), join.pid("x")] == [87, 86, None]
 
 
+def test_of_several_the_least_privileged_counts_then_the_oldest(proc: Proc, join: Join) -> None:
+    for tid, caps in ((100, BOTH), (101, BOTH), (102, PLAIN), (103, PLAIN), (104, BOTH)):
+        proc.task(tid, caps=caps)
+    join.tracing.new = [join.asked(tid, "x") for tid in (100, 101, 102, 103)]
+    assert [join.pid("x"), join.pid("x")] == [102, 103]
+    join.tracing.new = [join.asked(104, "x")]
+    assert [join.pid("x") for _ in range(4)] == [100, 101, 104, None]
+
+
+def test_privileged_of_whom_it_is_not_known_counts_as_not(proc: Proc, join: Join) -> None:
+    proc.task(105, caps=BOTH)
+    proc.task(106, caps=BOTH)
+    os.unlink(proc.root / "106/ns/user")
+    join.tracing.new = [join.asked(105, "x"), join.asked(106, "x")]
+    assert [join.pid("x"), join.pid("x")] == [106, 105]
+
+
+def test_a_privileged_one_that_has_gone_is_not_given(proc: Proc, join: Join) -> None:
+    for tid in (107, 108, 109):
+        proc.task(tid, caps=BOTH)
+    join.tracing.new = [join.asked(tid, "x") for tid in (107, 108, 109)]
+    assert join.pid("x") == 107
+    proc.task(108, caps=BOTH, state="S")  # it has been seen waiting
+    assert [join.pid("x"), join.pid("x")] == [109, None]
+
+
+def test_of_those_whose_records_went_to_others_the_least_privileged_counts(proc: Proc, join: Join) -> None:
+    proc.task(110, caps=BOTH)
+    proc.task(111)
+    join.tracing.new = [join.asked(110, "x"), join.asked(111, "x")]
+    claims = [join.who.claim(b"x") for _ in range(2)]
+    assert [claim.tid for claim in claims] == [111, 110]
+    for claim in claims:
+        join.who.release(claim)
+    assert [join.pid("x") for _ in range(3)] == [111, 110, None]
+
+
+def test_each_task_is_looked_at_about_once_however_many_ask_for_one_name(
+    proc: Proc, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    waiting = requester.waiting
+
+    def counted(tid: int, root: str) -> Requester | None:
+        looks.append(tid)
+        return waiting(tid, root)
+
+    monkeypatch.setattr(requester, "waiting", counted)
+    for tid in range(200, 250):
+        proc.task(tid, caps=BOTH)
+    join.tracing.new = [join.asked(200, "alone")]
+    assert join.pid("alone") == 200
+    assert looks == [200]
+    looks.clear()
+    join.tracing.new = [join.asked(tid, "x") for tid in range(200, 250)]
+    assert [join.pid("x") for _ in range(50)] == list(range(200, 250))
+    assert len(looks) < 100
+
+
 def test_records_are_bounded_in_number_and_age(proc: Proc, join: Join) -> None:
     proc.task(87)
     proc.task(88)
@@ -339,6 +429,49 @@ def test_nowait_tells_a_pid_where_it_is_still_the_same_task(proc: Proc, join: Jo
     join.tracing.new = [join.asked(89, "x", wait=False), join.asked(90, "y", wait=False)]
     assert join.who.claim(b"x").requester == Requester(pid=89)
     assert join.who.claim(b"y").requester == UNKNOWN_REQUESTER
+
+
+def test_nowait_tells_all_of_a_kernel_thread_which_stays_one(proc: Proc, join: Join) -> None:
+    for tid, started in ((97, 5), (98, 1 << 50)):
+        proc.task(
+            tid,
+            name="kworker/0:1+events",
+            state="I",
+            uid=0,
+            caps=BOTH,
+            exe=None,
+            memory=False,
+            flags=0x04208060,
+            started=started,
+        )
+    join.tracing.new = [join.asked(97, "x", wait=False), join.asked(98, "y", wait=False)]
+    assert join.who.claim(b"x").requester == Requester(
+        pid=97, comm="kworker/0:1", uid=0, gid=0, groups=(), privileged=True, kernel_thread=True
+    )
+    assert join.who.claim(b"y").requester == UNKNOWN_REQUESTER
+
+
+def test_a_peer(proc: Proc) -> None:
+    root = str(proc.root)
+    proc.task(120, uid=0, caps=BOTH, state="S", cgroup=f"0::/system.slice/docker-{ID}.scope\n")
+    assert requester.peer(120, 0, root) == Requester(
+        pid=120,
+        comm="python3",
+        exe="/usr/bin/python3.11",
+        unit=f"docker-{ID}.scope",
+        container=ID,
+        privileged=True,
+        kernel_thread=False,
+    )
+    proc.task(121, uid=0, caps=PLAIN, state="S")
+    assert requester.peer(121, 0, root).privileged is False
+    proc.task(122, uid=0, caps=BOTH, namespace=OTHER_NS)
+    assert requester.peer(122, 0, root).privileged is False
+    # Of others than root it is not told, nor where the process is not root's any more.
+    proc.task(123, uid=1000, caps=BOTH)
+    assert requester.peer(123, 1000, root).privileged is None
+    assert requester.peer(123, 0, root).privileged is None
+    assert requester.peer(124, 0, root) == UNKNOWN_REQUESTER
 
 
 def test_one_that_waits_comes_before_one_that_does_not(proc: Proc, join: Join) -> None:

@@ -86,6 +86,13 @@ def test_a_program_that_asked() -> None:
     assert told(mine, asker) == f"dccp {WHEN} kmodd (pid 7, uid 0) asked for dccp."
 
 
+def test_a_kernel_thread() -> None:
+    worker = request(1, pid=33, comm="kworker/0:1", uid=0, kernel_thread=True)
+    assert told(load(2), worker) == (
+        f"dccp {WHEN} a kernel thread (kworker/0:1) asked for net-pf-33; dccp_ipv4 needs it."
+    )
+
+
 def test_what_is_not_known_is_said() -> None:
     assert (
         told(load(2, reasons={}), request(1)) == f"dccp {WHEN} a task that is not known asked for net-pf-33."

@@ -1,4 +1,4 @@
-"""Who a task is that is blocked in request_module(), as /proc tells it while the task cannot change.
+"""Who a task is, as /proc tells it: one that is blocked in request_module() cannot change meanwhile.
 
 Needs what `stacks` needs, and CAP_SYS_PTRACE for exe and the user namespace. A task is looked at through
 its directory in /proc, opened once: should it end and its number go to another task, the reads fail.
@@ -23,19 +23,27 @@ _ASKING = re.compile(
     r"\[<[0-9a-f]+>\] __request_module\+.*\n(?:\[<[0-9a-f]+>\] (\w+)[\w.]*\+)?",
     re.MULTILINE,
 )
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h: set when a task is made, never afterwards
+_KWORKER = re.compile(rb"^(kworker/[\w:]+)[+-].*", re.DOTALL)
 _TURNS = 4
+_CHUNK, _LONGEST = 1 << 16, 1 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a task's status file says of it (proc(5)); uid and gid are the effective ones."""
+    """What a task's status file says of it (proc(5)); uid and gid are the effective ones.
+
+    `memory`: whether it has any of its own, as all but kernel threads and tasks that end have.
+    """
 
     comm: bytes
     state: str
     pid: int
     uid: int
     gid: int
+    groups: tuple[int, ...]
+    memory: bool
     capabilities: int
 
 
@@ -56,10 +64,38 @@ def parse_status(raw: bytes) -> Status:
             pid=int(_value(rest, b"Tgid:\t")),
             uid=int(_value(rest, b"\nUid:\t").split()[1]),
             gid=int(_value(rest, b"\nGid:\t").split()[1]),
+            groups=tuple(map(int, _value(rest, b"\nGroups:\t").split())),
+            memory=b"\nVmSize:\t" in rest,
             capabilities=int(_value(rest, b"CapEff:\t"), 16),
         )
     except IndexError as err:
         raise ValueError(f"not a status file: {err}") from err
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What a task's stat file says of it. `started`: CLOCK_BOOTTIME, ns, not later than it was."""
+
+    session: int
+    kernel_thread: bool
+    started: int
+
+
+def parse_stat(raw: bytes) -> Stat:
+    """Return what a stat file says; the last `)` ends the task's name, which may hold anything.
+
+    Raises:
+        ValueError: it is not a stat file.
+    """
+    fields = raw[raw.rindex(b")") + 2 :].split()
+    try:
+        return Stat(
+            session=int(fields[3]),
+            kernel_thread=bool(int(fields[6]) & _KERNEL_THREAD),
+            started=int(fields[19]) * (10**9 // os.sysconf("SC_CLK_TCK")),
+        )
+    except IndexError as err:
+        raise ValueError(f"not a stat file: {err}") from err
 
 
 def _value(rest: bytes, key: bytes) -> bytes:
@@ -81,11 +117,11 @@ def call_site(stack: str) -> str | None:
 def waiting(tid: int, proc: str = "/proc") -> Requester | None:
     """Return who the task `tid` is; None where it does not wait in request_module() now.
 
-    `pid` and `comm` are those of its process, `uid` and `gid` the task's effective ones. A kernel thread has
-    no `exe`. `call_site` is a function of the kernel. What cannot be found out is None.
+    `pid` and `comm` are those of its process, `uid`, `gid` and `groups` the task's effective ones. A kernel
+    thread has no `exe`. `call_site` is a function of the kernel. What cannot be found out is None.
     """
     try:
-        task = os.open(f"{proc}/{tid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        task = _open(tid, proc)
     except OSError:
         return None
     try:
@@ -93,23 +129,31 @@ def waiting(tid: int, proc: str = "/proc") -> Requester | None:
         if blocked is None:
             return None
         status, site = blocked
-        comm = status.comm if status.pid == tid else _comm(f"{proc}/{status.pid}/comm")
-        unit, container = _cgroup(task)
-        return Requester(
-            pid=status.pid,
-            comm=None if comm is None else printable(comm),
-            uid=status.uid,
-            gid=status.gid,
-            exe=_exe(task),
-            unit=unit,
-            container=container,
-            privileged=_privileged(task, status, proc),
-            call_site=site,
-        )
+        return _facts(task, tid, status, proc, kernel_thread=_is_kernel_thread(task, status), call_site=site)
     except (OSError, ValueError):
         return None  # it was killed while it was looked at
     finally:
         os.close(task)
+
+
+def _facts(
+    task: int, tid: int, status: Status, proc: str, *, kernel_thread: bool | None, call_site: str | None
+) -> Requester:
+    comm = status.comm if status.pid == tid else _comm(f"{proc}/{status.pid}/comm")
+    unit, container = _cgroup(task)
+    return Requester(
+        pid=status.pid,
+        comm=None if comm is None else printable(comm),
+        uid=status.uid,
+        gid=status.gid,
+        groups=status.groups,
+        exe=_exe(task),
+        unit=unit,
+        container=container,
+        privileged=_privileged(task, status, proc),
+        call_site=call_site,
+        kernel_thread=kernel_thread,
+    )
 
 
 def _blocked(task: int) -> tuple[Status, str | None] | None:
@@ -131,20 +175,73 @@ def _blocked(task: int) -> tuple[Status, str | None] | None:
 
 
 def known_by_number(tid: int, asked: int, proc: str = "/proc") -> Requester:
-    """Return what may be said of a task that does not wait: its process, where it is as old as its request.
+    """Return what may be said of a task that does not wait, where it is as old as its request.
 
-    `asked` is when it asked, CLOCK_BOOTTIME in ns. It may run another program since, as somebody else.
+    Of a user's no more than its process: it may run another program since, as somebody else. A kernel thread
+    stays one, with the credentials that it was made with. `asked` is when it asked, CLOCK_BOOTTIME in ns.
     """
     try:
-        with open(f"{proc}/{tid}/stat", "rb") as file:
-            stat = file.read(4096)
-        started = int(stat[stat.rindex(b")") + 2 :].split()[19]) * (10**9 // os.sysconf("SC_CLK_TCK"))
-        if started > asked:
-            return UNKNOWN_REQUESTER
-        with open(f"{proc}/{tid}/status", "rb") as file:
-            return Requester(pid=parse_status(file.read(8192)).pid)
-    except (OSError, ValueError, IndexError):
+        task = _open(tid, proc)
+    except OSError:
         return UNKNOWN_REQUESTER
+    try:
+        stat = parse_stat(_read(task, "stat"))
+        if stat.started > asked:
+            return UNKNOWN_REQUESTER
+        status = parse_status(_read(task, "status"))
+        if not stat.kernel_thread:
+            return Requester(pid=status.pid)
+        return Requester(
+            pid=status.pid,
+            # What a worker of the kernel's works on now is not what it worked on then.
+            comm=printable(_KWORKER.sub(rb"\1", status.comm)),
+            uid=status.uid,
+            gid=status.gid,
+            groups=status.groups,
+            privileged=_privileged(task, status, proc),
+            kernel_thread=True,
+        )
+    except (OSError, ValueError):
+        return UNKNOWN_REQUESTER
+    finally:
+        os.close(task)
+
+
+def peer(pid: int, uid: int, proc: str = "/proc") -> Requester:
+    """Return what its process adds to a peer's uid, as ps(1) would show it now; what cannot be read is None.
+
+    `uid`: the peer's when it connected. Only of root's it is told whether it is privileged, and only
+    where its process still is root's.
+    """
+    try:
+        task = _open(pid, proc)
+    except OSError:
+        return UNKNOWN_REQUESTER
+    try:
+        status = parse_status(_read(task, "status"))
+        unit, container = _cgroup(task)
+        return Requester(
+            pid=pid,
+            comm=printable(status.comm),
+            exe=_exe(task),
+            unit=unit,
+            container=container,
+            privileged=_privileged(task, status, proc) if uid == status.uid == 0 else None,
+            kernel_thread=False,  # those have no sockets of this kind
+        )
+    except (OSError, ValueError):
+        return UNKNOWN_REQUESTER
+    finally:
+        os.close(task)
+
+
+def _open(tid: int, proc: str) -> int:
+    return os.open(f"{proc}/{tid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _is_kernel_thread(task: int, status: Status) -> bool:
+    """Whether a task is a kernel thread; no file is read for one that has memory of its own."""
+    return not status.memory and parse_stat(_read(task, "stat")).kernel_thread
 
 
 def _privileged(task: int, status: Status, proc: str) -> bool | None:
@@ -188,6 +285,11 @@ def _comm(path: str) -> bytes | None:
 def _read(task: int, name: str) -> bytes:
     fd = os.open(name, _FLAGS, dir_fd=task)
     try:
-        return os.read(fd, 65536)
+        data = os.read(fd, _CHUNK)
+        if len(data) == _CHUNK:
+            # A task may have 65,536 groups, and so hide what its status says behind them.
+            while len(data) < _LONGEST and (more := os.read(fd, _CHUNK)):
+                data += more
+        return data
     finally:
         os.close(fd)

@@ -11,7 +11,9 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 
 from kmodd.model import Event
 
@@ -20,6 +22,7 @@ SYSLOG = "/dev/log"
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _DAEMON = 3 << 3
+_REST = "rest"
 _QUIET_OUTCOMES = frozenset({"loaded", "already-live", "built-in"})
 
 log = logging.getLogger("kmodd")
@@ -124,22 +127,81 @@ class Limit:
         return self._count <= self._burst, missed
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What was left out in a period: how many messages, and the key of the most of them."""
+
+    count: int
+    most: Hashable
+
+
+class Limits:
+    """How many messages may go in `period` seconds: `burst` of each key, and `total` of all.
+
+    The first of each key goes even then, so that one who loops hides nobody. The keys of a period are
+    bounded; what is behind them shares what one key has.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        burst: int = 50,
+        total: int = 200,
+        keys: int = 256,
+        period: float = 10.0,
+    ) -> None:
+        self._clock = clock
+        self._burst = burst
+        self._total = total
+        self._keys = keys
+        self._period = period
+        self._start = clock()
+        self._gone: Counter[Hashable] = Counter()
+        self._missed: Counter[Hashable] = Counter()
+
+    def take(self, key: Hashable) -> tuple[bool, LeftOut | None]:
+        """Return whether a message may go, and what was left out in the period that has just ended."""
+        left_out = None
+        now = self._clock()
+        if now - self._start >= self._period:
+            if self._missed:
+                left_out = LeftOut(self._missed.total(), self._missed.most_common(1)[0][0])
+            self._start = now
+            self._gone.clear()
+            self._missed.clear()
+        if key not in self._gone and len(self._gone) >= self._keys:
+            key = _REST
+        gone = self._gone[key]
+        if gone and (gone >= self._burst or self._gone.total() >= self._total):
+            self._missed[key] += 1
+            return False, left_out
+        self._gone[key] += 1
+        return True, left_out
+
+
 class EventLog:
-    """Logs each failed request: a recorder's listener. A looping requester cannot flood the log."""
+    """Logs each failed request: a recorder's listener.
+
+    One who loops cannot flood the log, nor hide what is refused to others: the limit is each uid's own.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._limit = Limit(clock)
+        self._limits = Limits(clock)
 
     def __call__(self, event: Event) -> None:
         """Log a request that did not end well, and a load that ended badly after its requester had left."""
         if event.event != "request" or event.fields["outcome"] in _QUIET_OUTCOMES:
             return
-        may, missed = self._limit.take()
-        if missed:
-            log.warning("%d messages about failed requests were left out", missed)
+        fields = event.fields
+        may, left_out = self._limits.take(fields["requester"]["uid"])
+        if left_out is not None:
+            log.warning(
+                "%d messages about failed requests were left out, most of them of %s",
+                left_out.count,
+                _whose(left_out.most),
+            )
         if not may:
             return
-        fields = event.fields
         pid = fields["requester"]["pid"]
         who = f" (pid {pid}, uid {fields['requester']['uid']})" if pid is not None else ""
         log.warning(
@@ -160,3 +222,9 @@ class EventLog:
                 }
             },
         )
+
+
+def _whose(key: Hashable) -> str:
+    if key is _REST:
+        return "many users"
+    return "tasks that are not known" if key is None else f"uid {key}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import grp
-import os
 import socket
 import struct
 from dataclasses import dataclass
 
+from kmodd.kernel import requester as kernel_requester
 from kmodd.kernel.stacks import state_and_session
 from kmodd.model import Requester
-from kmodd.names import printable
 
 _UCRED = struct.Struct("iII")
 _SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h, since Linux 4.13
@@ -22,13 +22,14 @@ GROUP = "kmodd"
 class Peer:
     """A peer's credentials as they were when it connected (SO_PEERCRED, unix(7)).
 
-    The uid is the one in the daemon's user namespace: root of another one is not 0 here.
+    The uid is the one in the daemon's user namespace: root of another one is not 0 here. `groups`: the
+    supplementary ones, None where they are not known.
     """
 
     pid: int
     uid: int
     gid: int
-    groups: tuple[int, ...] = ()
+    groups: tuple[int, ...] | None = None
 
     @property
     def is_root(self) -> bool:
@@ -37,7 +38,7 @@ class Peer:
 
     def is_in(self, group: int | None) -> bool:
         """Whether it is of a group; of None, which stands for one that does not exist, nobody is."""
-        return group is not None and (group == self.gid or group in self.groups)
+        return group is not None and (group == self.gid or group in (self.groups or ()))
 
 
 def group_id() -> int | None:
@@ -59,13 +60,14 @@ def credentials(sock: socket.socket, *, groups: bool = True) -> Peer:
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
     except OSError:
-        raw = b""  # more than 256 groups, or a kernel before 4.13: no right is drawn from them
+        return Peer(pid, uid, gid)  # more than 256 groups, or a kernel before 4.13: they give no right
     return Peer(pid, uid, gid, struct.unpack(f"{len(raw) // 4}I", raw[: len(raw) // 4 * 4]))
 
 
 def requester(peer: Peer) -> Requester:
-    """Return what is known of a peer. `comm` and `exe` are what its pid is now, as ps(1) would show it."""
-    return Requester(pid=peer.pid, uid=peer.uid, gid=peer.gid, comm=_comm(peer.pid), exe=_exe(peer.pid))
+    """Return what is known of a peer: what its process tells is as it is now, as ps(1) would show it."""
+    now = kernel_requester.peer(peer.pid, peer.uid)
+    return dataclasses.replace(now, pid=peer.pid, uid=peer.uid, gid=peer.gid, groups=peer.groups)
 
 
 def session(peer: Peer) -> int | None:
@@ -74,19 +76,4 @@ def session(peer: Peer) -> int | None:
         with open(f"/proc/{peer.pid}/stat", encoding="utf-8", errors="replace") as file:
             return state_and_session(file.read())[1]
     except (OSError, ValueError):
-        return None
-
-
-def _comm(pid: int) -> str | None:
-    try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return printable(file.read(64))
-    except OSError:
-        return None
-
-
-def _exe(pid: int) -> str | None:
-    try:
-        return printable(os.fsencode(os.readlink(f"/proc/{pid}/exe")))
-    except OSError:
         return None

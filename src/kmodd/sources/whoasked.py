@@ -50,13 +50,17 @@ class WhoAsked:
         self._clock = clock
         self._records: list[Asked] = []
         self._given: list[Asked] = []
+        self._privileged: set[Asked] = set()
+        """Those that were seen to wait, privileged: who waits stays what it is, so one look is enough."""
         self._claimed: set[int] = set()
         self._unknown = 0
 
     def claim(self, name: bytes) -> Claim:
-        """Return who asked for `name`, and take the record away; of several the oldest that still waits.
+        """Return who asked for `name`, and take the record away.
 
-        Reads procfs and tracefs only, neither of which blocks. A defect of ours costs nobody their answer.
+        Of several that still wait the least privileged counts, of those the oldest: which of them a helper
+        stands for nobody can say. Reads procfs and tracefs only, neither of which blocks. A defect of ours
+        costs nobody their answer.
         """
         try:
             claim = self._by_record(name) if self._tracing.on else self._only_one()
@@ -95,29 +99,54 @@ class WhoAsked:
         oldest = self._clock() - int(AGE * _NS)
         self._records = [asked for asked in self._records[-RECORDS:] if asked.time >= oldest]
         self._given = [asked for asked in self._given[-RECORDS:] if asked.time >= oldest]
+        if self._privileged:
+            self._privileged.intersection_update([*self._records, *self._given])
 
     def _waiting(self, name: bytes) -> Claim | None:
-        """Return the oldest of those that wait for `name`."""
-        for asked in [asked for asked in self._records if asked.name == name and asked.wait]:
-            who = requester.waiting(asked.tid, self._proc)
-            if who is not None:
-                self._records.remove(asked)
-                self._given.append(asked)
-                return Claim(who, asked.tid)
-            if self._clock() - asked.time > _SETTLED * _NS:
-                self._records.remove(asked)
-        return None
+        """Return one of those that wait for `name` and have not been given to a request."""
+        records = [asked for asked in self._records if asked.name == name and asked.wait]
+        found = self._least_privileged(records)
+        if found is None:
+            return None
+        asked, who = found
+        self._records.remove(asked)
+        self._given.append(asked)
+        return Claim(who, asked.tid)
 
     def _still_waiting(self, name: bytes) -> Claim | None:
         """Return one whose record went to another's request for `name`, which has been answered.
 
         That other task has gone on since, with its own record unclaimed; this one is what is left.
         """
-        for asked in self._given:
-            if asked.name == name and asked.tid not in self._claimed:
-                who = requester.waiting(asked.tid, self._proc)
-                if who is not None:
-                    return Claim(who, asked.tid)
+        found = self._least_privileged(
+            [asked for asked in self._given if asked.name == name and asked.tid not in self._claimed]
+        )
+        return None if found is None else Claim(found[1], found[0].tid)
+
+    def _least_privileged(self, records: list[Asked]) -> tuple[Asked, Requester] | None:
+        """Return the one of those whose task waits that may least, the oldest of several.
+
+        The first that is not known to be privileged is that one: no other is looked at behind it.
+        """
+        privileged: dict[Asked, Requester | None] = {}
+        for asked in records:
+            if asked in self._privileged:
+                privileged[asked] = None
+                continue
+            who = requester.waiting(asked.tid, self._proc)
+            if who is None:
+                if asked in self._records and self._clock() - asked.time > _SETTLED * _NS:
+                    self._records.remove(asked)
+            elif not who.privileged:
+                return asked, who
+            else:
+                privileged[asked] = who
+        if len(privileged) > 1:
+            self._privileged.update(privileged)
+        for asked, seen in privileged.items():
+            who = seen or requester.waiting(asked.tid, self._proc)
+            if who is not None:
+                return asked, who
         return None
 
     def _gone_on(self, name: bytes) -> Claim | None:

@@ -68,6 +68,8 @@ def _who(request: dict[str, Any] | None) -> str:
     requester = request["requester"]
     if requester["pid"] is None:
         return "a task that is not known" if request["source"] == "kernel" else "somebody"
+    if requester.get("kernel_thread"):
+        return f"a kernel thread ({requester['comm']})"
     facts = [f"pid {requester['pid']}"]
     if requester["uid"] is not None:
         facts.append(f"uid {requester['uid']}")
