@@ -23,7 +23,7 @@ RESULT = {
 }  # fmt: skip
 REQUESTER = {"pid", "comm", "uid", "gid", "exe", "unit", "container", "privileged", "call_site"}
 SETTINGS = {
-    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal_keep", "serial", "kernel.keep_tree", "stop_timeout",
+    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal", "journal_keep", "serial", "kernel.keep_tree", "stop_timeout",
 }  # fmt: skip
 
 
