@@ -35,7 +35,7 @@ _kmodd() {
         [[ ${COMP_WORDS[i]} == -* ]] || { command=${COMP_WORDS[i]}; break; }
     done
     case $command in
-    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log why lab completion modprobe insmod rmmod lsmod modinfo; return ;;
+    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log why policy seal unseal lab completion modprobe insmod rmmod lsmod modinfo; return ;;
     serve) options=(-h --help --hook --kernel --root) valued=' --kernel --root ' ;;
     request) options=(-h --help --json --timeout --no-wait) valued=' --timeout ' ;;
     remove) options=(-h --help --json --holders) valued='  ' ;;
@@ -46,6 +46,9 @@ _kmodd() {
     hook) options=(-h --help --json) valued='  ' ;;
     log) options=(-h --help --json -f --follow --since --module --name --outcome --uid -n --lines) valued=' --since --module --name --outcome --uid -n --lines ' ;;
     why) options=(-h --help --json) valued='  ' ;;
+    policy) options=(-h --help --json --uid --gid --user --exe --unit --container --privileged --call-site --source --unknown --root --since --diff --write --reason --until --unload --runtime --modprobe-d) valued=' --uid --gid --user --exe --unit --container --call-site --source --root --since --reason --until ' ;;
+    seal) options=(-h --help --hard --yes) valued='  ' ;;
+    unseal) options=(-h --help) valued='  ' ;;
     lab) options=(-h --help --kernel --smp --memory --timeout --release --no-serve) valued=' --kernel --smp --memory --timeout --release ' ;;
     completion) options=(-h --help) valued='  ' ;;
     modprobe) options=() valued='  ' ;;
@@ -81,6 +84,18 @@ _kmodd() {
     log,--outcome) _kmodd_words loaded already-live built-in not-found denied failed timed-out deadlock; return ;;
     log,--uid)  return ;;
     log,-n | log,--lines)  return ;;
+    policy,--uid)  return ;;
+    policy,--gid)  return ;;
+    policy,--user)  return ;;
+    policy,--exe)  return ;;
+    policy,--unit)  return ;;
+    policy,--container)  return ;;
+    policy,--call-site)  return ;;
+    policy,--source) _kmodd_words kernel api cli uevent boot; return ;;
+    policy,--root)  return ;;
+    policy,--since)  return ;;
+    policy,--reason)  return ;;
+    policy,--until)  return ;;
     lab,--kernel) _kmodd_words uml qemu; return ;;
     lab,--smp)  return ;;
     lab,--memory)  return ;;
@@ -95,9 +110,10 @@ _kmodd() {
     request) _kmodd_installed ;;
     remove) _kmodd_live ;;
     resolve) _kmodd_installed ;;
-    tune) _kmodd_setting modprobe_path modprobe_args unload_delay load_timeout fallback journal_keep serial kernel.keep_tree stop_timeout ;;
+    tune) _kmodd_setting modprobe_path modprobe_args unload_delay load_timeout fallback journal journal_keep serial kernel.keep_tree policy.mode stop_timeout ;;
     hook) ((count)) || _kmodd_words on off status ;;
     why) _kmodd_live ;;
+    policy) ((count)) || _kmodd_words show check lint reload mode deny allow forget learn groups preset export ;;
     lab) _kmodd_command ;;
     completion) ((count)) || _kmodd_words bash zsh fish ;;
     modprobe) _kmodd_installed ;;

@@ -97,6 +97,7 @@ class Daemon:
             os.path.join(options.root, "var/lib/kmodd/journal.db"),
             lambda: seconds(self._settings.journal_keep),
             in_own_thread,
+            lambda: self._settings.journal,
         )
         self._run_dir = os.path.join(options.root, "run/kmodd")
         self._hook = Hook(self._run_dir, options.helper)
@@ -447,6 +448,7 @@ class Daemon:
             "loads": {"total": broker.loads_total, "running": broker.loads_running},
             "events": self._recorder.recorded,
             "journal": {
+                "on": self._journal.on,
                 "path": self._journal.path,
                 "problem": self._journal.problem,
                 "waiting": self._journal.waiting,

@@ -129,6 +129,12 @@ SETTINGS: dict[str, Setting] = {
             _one_of("modprobe", "deny"),
         ),
         Setting(
+            "journal",
+            True,
+            "Whether events are written to the disk; if not, the newest stay in memory.",
+            _anything,
+        ),
+        Setting(
             "journal_keep",
             "30d",
             "How long events stay in the journal, a whole number and a unit: s, m, h, d or w.",
@@ -361,6 +367,11 @@ class Settings:
     def policy_mode(self) -> str:
         """`enforce`, `audit` or `off`."""
         return str(self._values["policy.mode"])
+
+    @property
+    def journal(self) -> bool:
+        """Whether events are written to the disk."""
+        return bool(self._values["journal"])
 
     @property
     def journal_keep(self) -> str:

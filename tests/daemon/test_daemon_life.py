@@ -608,6 +608,34 @@ def test_a_daemon_that_is_killed_loses_only_what_was_not_written(daemon: Daemon)
     assert daemon.events()[: len(before)] == before
 
 
+def test_s12_the_journal_can_be_switched_off_and_on(daemon: Daemon) -> None:
+    state = daemon.root / "var/lib/kmodd"
+    daemon.tune("journal", False)
+    wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "what was before is written")
+    times = {file.name: file.stat().st_mtime_ns for file in state.iterdir()}
+    assert daemon.kmodd("request", "top").returncode == 0
+    assert daemon.status()["journal"]["on"] is False
+    assert "off: events are in memory only" in daemon.kmodd("status").stdout
+    assert daemon.status()["journal"]["waiting"] == 0
+    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
+    assert {file.name: file.stat().st_mtime_ns for file in state.iterdir()} == times
+    daemon.tune("journal", True)
+    wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "what was in memory is written")
+    daemon.send_signal(signal.SIGKILL)
+    daemon.wait()
+    daemon.start()
+    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
+    assert [event["new"] for event in daemon.events(event="setting")] == [False, True]
+
+
+def test_with_the_journal_off_from_the_start_nothing_is_on_disk(make: Callable[..., Daemon]) -> None:
+    daemon = make(settings="journal = false\nstop_timeout = 0\n").start()
+    daemon.kmodd("request", "top")
+    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
+    daemon.stop()
+    assert not (daemon.root / "var/lib/kmodd").exists()
+
+
 def test_a_journal_that_cannot_be_written_keeps_nobody_waiting(make: Callable[..., Daemon]) -> None:
     daemon = make()
     place = daemon.root / "var/lib/kmodd"

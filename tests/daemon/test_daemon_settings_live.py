@@ -18,6 +18,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "unload_delay": (0, 31536000),
     "load_timeout": (0.5, 31536000),
     "fallback": ("deny", "modprobe"),
+    "journal": (False, True),
     "journal_keep": ("1s", "52w"),
     "stop_timeout": (3600, 0),
 }

@@ -15,6 +15,8 @@ from asyncvarlink import VarlinkInterface
 from kmodd import errors
 from kmodd.cli import parser
 from kmodd.model import Outcome, Requester
+from kmodd.policy.parse import FIELDS
+from kmodd.policy.rules import Mode
 from kmodd.settings import SETTINGS
 from kmodd.sources.varlink import KmoddInterface
 
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KMODD = ROOT / "man/kmodd.8"
 TOML = ROOT / "man/kmodd.toml.5"
 TOOLS = ROOT / "man/kmodd-tools.8"
+POLICY = ROOT / "man/kmodd-policy.5"
 
 
 def plain(path: Path) -> str:
@@ -53,7 +56,7 @@ def documented(body: str) -> set[str]:
     return {f"-{flag}" for item in items for flag in re.findall(r"Fl (\S+)", item)}
 
 
-@pytest.mark.parametrize("path", [KMODD, TOML, TOOLS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [KMODD, TOML, TOOLS, POLICY], ids=lambda path: path.name)
 def test_mandoc_finds_nothing_wrong(path: Path) -> None:
     argv = ["mandoc", "-T", "lint", "-W", "warning", str(path)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
@@ -148,6 +151,13 @@ def test_varlink_methods_and_errors() -> None:
         assert re.findall(r'"(.*?)"', shown[method]) == expected, method
     errors_shown = re.findall(r"(?m)^\.It Er (\w+)$", body)
     assert errors_shown == [kind.__name__ for kind in KmoddInterface.errors]
+
+
+def test_every_field_of_a_rule() -> None:
+    items = re.findall(r"(?m)^\.It Va (.*)$", sections(POLICY)["RULES"])
+    named = [field for item in items for field in item.split(" , ")]
+    assert sorted(named) == sorted(FIELDS)
+    assert {mode.value for mode in Mode} == set(re.findall(r"(?m)^\.It Cm (\w+)$", sections(POLICY)["MODES"]))
 
 
 def test_every_setting_with_its_default() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -184,6 +185,129 @@ def test_there_is_an_end_to_how_many(path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_ages(text: str, wanted: float) -> None:
     assert seconds(text) == wanted
+
+
+# The setting `journal`
+
+
+class Switch:
+    """Stands for the setting, and says so when it changes, as the daemon does."""
+
+    def __init__(self, path: Path, on: bool) -> None:
+        self.on = on
+        self.journal = Journal(str(path), lambda: DAY * 10_000, at_once, lambda: self.on)
+
+    def turn(self, number: int, on: bool) -> None:
+        self.on = on
+        self.journal.note(event(number, key="journal", new=on))
+
+
+def in_file(path: Path) -> list[int]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [row[0] for row in connection.execute("SELECT id FROM events ORDER BY seq")]
+
+
+def test_while_it_is_off_events_are_in_memory_only(path: Path) -> None:
+    async def story() -> None:
+        switch = Switch(path, on=True)
+        made = switch.journal
+        made.note(event(1))
+        switch.turn(2, on=False)
+        made.note(event(3))
+        assert await made.flush(5)
+        # The last one in the file says why there is none behind it.
+        assert in_file(path) == [1, 2]
+        assert await all_of(made) == [1, 2, 3]
+        assert made.on is False
+        switch.turn(4, on=True)
+        made.note(event(5))
+        assert await made.flush(5)
+        assert in_file(path) == await all_of(made) == [1, 2, 3, 4, 5]
+        await made.close(5)
+
+    asyncio.run(story())
+
+
+def test_off_from_the_start_nothing_is_made_and_numbers_go_on(path: Path) -> None:
+    async def story() -> None:
+        nothing = Switch(path, on=False).journal
+        assert await nothing.open() == 0
+        nothing.note(event(1))
+        await nothing.close(5)
+        assert not path.parent.exists()
+        await (await filled(path, 3)).close(5)
+        before = in_file(path)
+        made = Switch(path, on=False).journal
+        assert await made.open() == 3
+        made.note(event(4))
+        assert await all_of(made) == [1, 2, 3, 4]
+        await made.close(5)
+        assert in_file(path) == before
+
+    asyncio.run(story())
+
+
+def test_a_place_that_is_read_only_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fill() -> None:
+        await (await filled(path, 3)).close(5)
+
+    asyncio.run(fill())
+    # What a file system that is mounted read-only says to root.
+    monkeypatch.setattr("kmodd.record.database.os.access", lambda *_arguments: False)
+
+    async def story() -> list[int]:
+        made = Switch(path, on=False).journal
+        assert await made.open() == 3
+        return await all_of(made)
+
+    assert asyncio.run(story()) == [1, 2, 3]
+    assert os.listdir(path.parent) == ["journal.db"]
+
+
+def test_of_what_happens_while_it_is_off_the_newest_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_room, "WAITING_MAX", 5)
+
+    async def story() -> tuple[int, list[int]]:
+        switch = Switch(path, on=False)
+        for number in range(1, 9):
+            switch.journal.note(event(number))
+        return switch.journal.lost, await all_of(switch.journal)
+
+    assert asyncio.run(story()) == (0, [4, 5, 6, 7, 8])
+
+
+def test_a_disk_that_takes_nothing_is_left_alone_once_it_is_off(path: Path) -> None:
+    path.parent.mkdir()
+    (path.parent / "file").touch()
+
+    async def story() -> None:
+        switch = Switch(path.parent / "file/journal.db", on=True)
+        made = switch.journal
+        made.note(event(1))
+        assert not await made.flush(5)
+        assert made.problem is not None
+        switch.turn(2, on=False)
+        # The one try that was due; then no more.
+        await made.flush(5)
+        assert (made.problem, made.waiting) == (None, 0)
+        assert await all_of(made) == [1, 2]
+        await made.close(5)
+
+    asyncio.run(story())
+
+
+def test_a_damaged_file_is_left_alone_while_it_is_off(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("no database at all, for sure" * 100)
+    before = path.read_bytes()
+
+    async def story() -> None:
+        made = Switch(path, on=False).journal
+        assert await made.open() == 0
+        assert made.problem is None
+
+    asyncio.run(story())
+    assert path.read_bytes() == before
 
 
 # What goes wrong

@@ -183,7 +183,7 @@ def _policy_words(policy: dict[str, Any]) -> str:
 
 
 def _journal_words(journal: dict[str, Any]) -> str:
-    words = [journal["path"], journal["problem"]]
+    words = [journal["path"] if journal["on"] else "off: events are in memory only", journal["problem"]]
     if journal["lost"]:
         words.append(f"{journal['lost']} events lost")
     return ", ".join(word for word in words if word)

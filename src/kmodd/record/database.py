@@ -162,7 +162,7 @@ class Reader:
 
     def __init__(self, path: str, until: int, selection: Selection, count: int | None) -> None:
         """`until`: the place of the last event that is looked at. `count`: of all that match the newest."""
-        self._uri = f"file:{quote(path)}?mode=ro"
+        self._path = path
         self._selection = selection
         self._until = until
         self._count = count
@@ -174,8 +174,7 @@ class Reader:
         Raises:
             sqlite3.Error: the file cannot be read, or is locked for too long.
         """
-        connection = sqlite3.connect(self._uri, uri=True, timeout=_BUSY)
-        with contextlib.closing(connection):
+        with contextlib.closing(_connect_to_read(self._path)) as connection:
             if self._after is None:
                 self._after = 0 if self._count is None else self._start_of_newest(connection, self._count)
             while True:
@@ -212,6 +211,26 @@ class Reader:
             data = json.loads(text)
             if self._selection.matches(_event(data)):
                 yield seq, data
+
+
+def last_without_writing(path: str) -> tuple[int, int]:
+    """Return what `Database.last` does, and leave everything as it is; 0 where there is no file.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    if not os.path.exists(path):
+        return 0, 0
+    with contextlib.closing(_connect_to_read(path)) as connection:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'events'").fetchone()
+        return _last(connection) if tables else (0, 0)
+
+
+def _connect_to_read(path: str) -> sqlite3.Connection:
+    # Where nobody can write, as on a file system that is mounted read-only, SQLite cannot make the files that
+    # readers and writers share, and must be told that there is nobody to share with (sqlite.org/uri.html).
+    alone = "" if os.access(os.path.dirname(path), os.W_OK) else "&immutable=1"
+    return sqlite3.connect(f"file:{quote(path)}?mode=ro{alone}", uri=True, timeout=_BUSY)
 
 
 def _last(connection: sqlite3.Connection) -> tuple[int, int]:

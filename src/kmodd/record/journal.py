@@ -1,7 +1,8 @@
 """The journal: every event on disk, written behind the daemon's back and never in its way.
 
 Events wait in memory for a moment, so that many are one write. A disk that is full, a file that is locked or
-damaged costs nothing but the events that no longer fit in memory, and is told.
+damaged costs nothing but the events that no longer fit in memory, and is told. While the setting `journal` is
+off the newest events stay in memory, and are written once it is on again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import islice
 
 from kmodd.errors import KmoddError
 from kmodd.model import Event
-from kmodd.record.database import Database, NewerJournal
+from kmodd.record.database import Database, NewerJournal, last_without_writing
 from kmodd.record.history import History
 from kmodd.record.select import Selection
 
@@ -27,7 +28,7 @@ InThread = Callable[[str, Callable[[], None]], Awaitable[None]]
 DELAY = 0.25
 """Seconds that an event waits for others to be written with it: what a daemon that is killed loses."""
 WAITING_MAX = 10_000
-"""Events that wait while nothing can be written; the recorder has the same ones in memory, and as many."""
+"""Events that wait while nothing can or shall be written; the recorder has the same ones, and as many."""
 _BATCH = 2_000
 _RETRIES = (1.0, 2.0, 5.0, 15.0, 60.0)
 _EXPIRE_EVERY = 600.0
@@ -36,13 +37,22 @@ _EXPIRE_EVERY = 600.0
 class Journal:
     """Writes each event that it is told of. All calls on the event loop."""
 
-    def __init__(self, path: str, keep: Callable[[], float], in_thread: InThread) -> None:
-        """`keep`: how old an event may become, in seconds, asked for each time."""
+    def __init__(
+        self,
+        path: str,
+        keep: Callable[[], float],
+        in_thread: InThread,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`keep`: how old an event may become, in seconds; `wanted`: whether to write. Asked each time."""
         self.path = path
         self._keep = keep
+        self._wanted = wanted
         self._in_thread = in_thread
         self._database = Database(path)
         self._waiting: deque[Event] = deque()
+        self._held: deque[Event] = deque(maxlen=WAITING_MAX)
+        self._on = wanted()
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._failures = 0
@@ -57,31 +67,55 @@ class Journal:
     async def open(self) -> int:
         """Open the file; return the highest number of an event of an earlier daemon, 0 for none.
 
-        Where it cannot be opened that is `problem`, and it is tried again with the first event.
+        Where it cannot be opened that is `problem`, and it is tried again with the first event. While nothing
+        shall be written it is only read.
         """
         found: list[tuple[int, int]] = []
+
+        def look() -> None:
+            found.append(self._database.last() if self._on else last_without_writing(self.path))
+
         try:
-            await self._in_thread("kmod_journal", lambda: found.append(self._database.last()))
+            await self._in_thread("kmod_journal", look)
         except (sqlite3.Error, OSError, KmoddError) as err:
-            self._failed(err)
+            if self._on:
+                self._failed(err)
+            else:
+                log.error("journal: cannot read %s: %s", self.path, err)
             return 0
         number, self._until = found[0]
         return number
 
     def history(self, selection: Selection, count: int | None) -> History:
         """Return the events so far that match, the newest `count` of them; in the file or not yet."""
-        return History(self.path, self._until, list(self._waiting), selection, count, self._in_thread)
+        in_memory = [*self._waiting, *self._held]
+        return History(self.path, self._until, in_memory, selection, count, self._in_thread)
 
     def note(self, event: Event) -> None:
         """Have an event written soon."""
         if self._closed:
             return
-        if len(self._waiting) >= WAITING_MAX:
-            self.lost += 1
+        was_on, self._on = self._on, self._wanted()
+        if not self._on and not was_on:
+            self._held.append(event)
             return
-        self._waiting.append(event)
+        # The first event after it was switched off says so: the last one in the file.
+        while self._held:
+            self._add(self._held.popleft())
+        self._add(event)
         if self._timer is None and self._writing is None:
             self._arm(DELAY)
+
+    def _add(self, event: Event) -> None:
+        if len(self._waiting) >= WAITING_MAX:
+            self.lost += 1
+        else:
+            self._waiting.append(event)
+
+    @property
+    def on(self) -> bool:
+        """Whether events are written."""
+        return self._wanted()
 
     @property
     def waiting(self) -> int:
@@ -147,8 +181,16 @@ class Journal:
         self._writing = None
         if not writing.cancelled() and (error := writing.exception()) is not None:
             self._failed(error)
+        if self._failures and not self._on:
+            self._hold()
         if self._waiting and not self._closed:
             self._arm(_RETRIES[min(self._failures, len(_RETRIES)) - 1] if self._failures else 0.0)
+
+    def _hold(self) -> None:
+        """What could not be written before it was switched off is not tried again until it is on."""
+        self._held.extendleft(reversed(self._waiting))
+        self._waiting.clear()
+        self.problem, self._failures = None, 0
 
     def _failed(self, err: BaseException) -> None:
         words = err.strerror if isinstance(err, OSError) else err
