@@ -73,11 +73,12 @@ UNKNOWN_REQUESTER = Requester()
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether the requester may: `allow` or `deny`, by which rule, in which mode."""
+    """Whether the requester may: `allow` or `deny`, by which rule, in which mode, and that rule's reason."""
 
     action: str = "allow"
     rule: str | None = None
     mode: str | None = None
+    reason: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract's JSON object."""
@@ -156,4 +157,5 @@ def request_fields(request: Request, result: Result, ended: float) -> dict[str, 
         "error": result.error,
         "requester": request.requester.as_json(),
         "decision": request.decision.as_json(),
+        "reason": request.decision.reason,
     }

@@ -320,6 +320,12 @@ class Daemon:
         self.send_signal(number)
         assert self.wait() == 0, self.errors()
 
+    def kill_and_start(self) -> None:
+        """Kill it as a defect would, and start the next one."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+        self.start()
+
     def errors(self) -> str:
         """Return what it wrote to stderr."""
         return self.errors_path.read_text(errors="replace") if self.errors_path.exists() else ""

@@ -34,7 +34,8 @@ REQUESTER = {
     "kernel_thread",
 }
 SETTINGS = {
-    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal", "journal_keep", "serial", "kernel.keep_tree", "stop_timeout",
+    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal", "journal_keep", "serial", "kernel.keep_tree", "policy.mode",
+    "stop_timeout",
 }  # fmt: skip
 
 
@@ -290,7 +291,7 @@ def test_status(daemon: Daemon) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     (state,) = lines(done)
     assert set(state) == {
-        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "tracing", "requests", "loads", "events", "journal", "threads", "settings",
+        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "tracing", "policy", "requests", "loads", "events", "journal", "threads", "settings",
     }  # fmt: skip
     # With the simulated kernel nothing is traced.
     assert (state["tracing"]["on"], state["tracing"]["missed"]) == (False, 0)

@@ -20,6 +20,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "fallback": ("deny", "modprobe"),
     "journal": (False, True),
     "journal_keep": ("1s", "52w"),
+    "policy.mode": ("audit", "enforce"),
     "stop_timeout": (3600, 0),
 }
 

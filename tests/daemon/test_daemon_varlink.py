@@ -32,10 +32,11 @@ from daemon.daemon_harness import (
 
 METHODS = {
     "RequestModule", "RemoveModule", "ListModules", "MarkAutoclean", "Resolve", "GetStatus", "GetSettings", "SetSetting",
+    "CheckPolicy", "GetPolicy", "ReloadPolicy", "Seal",
     "Log", "Why",
 }  # fmt: skip
 ERRORS = {
-    "NotFound", "Denied", "LoadFailed", "RemoveFailed", "TimedOut", "Deadlock", "InvalidName", "InvalidSetting",
+    "NotFound", "Denied", "LoadFailed", "RemoveFailed", "TimedOut", "Deadlock", "InvalidName", "InvalidPolicy", "InvalidSetting",
     "NotPermitted",
 }  # fmt: skip
 
@@ -297,7 +298,7 @@ def test_malformed_json_drops_the_connection(daemon: Daemon, sent: bytes) -> Non
                 pytest.fail("neither an error nor the end of the connection: the caller waits for ever")
             assert reply is None or "error" in reply
         assert other.call("RequestModule", name="plain")["result"]["outcome"] == "loaded"
-    assert daemon.status()["threads"] == 1
+    wait_until(lambda: daemon.status()["threads"] == 1, "no thread is left")
 
 
 @pytest.mark.parametrize("size", [65537, 1 << 20, 16 << 20])

@@ -237,7 +237,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog=f"kmodd {words[0]}", description=summary, allow_abbrev=False, formatter_class=_formatter
     )
     fill(parser)
-    return parser.parse_args(words[1:], argparse.Namespace(command=words[0]))
+    given = argparse.Namespace(command=words[0])
+    if words[0] == "policy":
+        # Its words and options may stand in any order: argparse else takes none behind the first option.
+        return parser.parse_intermixed_args(words[1:], given)
+    return parser.parse_args(words[1:], given)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -111,7 +111,7 @@ def decide(
 
 def _decision(rule: Rule | None, mode: Mode) -> Decision:
     assert rule is not None
-    return Decision(rule.action.value, rule.place, mode.value)
+    return Decision(rule.action.value, rule.place, mode.value, rule.reason)
 
 
 def _is_news(walk: _Walk, wanted: Wanted | None) -> bool:

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kmodd.model import Event
 
@@ -189,10 +190,13 @@ class EventLog:
         self._limits = Limits(clock)
 
     def __call__(self, event: Event) -> None:
-        """Log a request that did not end well, and a load that ended badly after its requester had left."""
-        if event.event != "request" or event.fields["outcome"] in _QUIET_OUTCOMES:
+        """Log a request that did not end well, or that the policy would have denied if it only told so."""
+        if event.event != "request":
             return
         fields = event.fields
+        told = _told(fields)
+        if fields["outcome"] in _QUIET_OUTCOMES and told is None:
+            return
         may, left_out = self._limits.take(fields["requester"]["uid"])
         if left_out is not None:
             log.warning(
@@ -210,7 +214,7 @@ class EventLog:
             fields["source"],
             who,
             fields["outcome"],
-            fields["error"] or fields["name"],
+            ": ".join(words for words in (fields["error"] or fields["name"], told) if words),
             extra={
                 "fields": {
                     "KMODD_EVENT": "request",
@@ -219,9 +223,19 @@ class EventLog:
                     "KMODD_NAME": fields["name"],
                     "KMODD_OUTCOME": fields["outcome"],
                     "KMODD_STATUS": str(fields["status"]),
+                    "KMODD_RULE": (fields.get("decision") or {}).get("rule") or "",
+                    "KMODD_MODE": (fields.get("decision") or {}).get("mode") or "",
                 }
             },
         )
+
+
+def _told(fields: Mapping[str, Any]) -> str | None:
+    """Return what a rule in audit mode would have done to a request; None where there was none."""
+    decision = fields.get("decision") or {}
+    if decision.get("action") != "deny" or decision.get("mode") != "audit":
+        return None
+    return f"would be denied by {decision['rule']}" + (f": {fields['reason']}" if fields["reason"] else "")
 
 
 def _whose(key: Hashable) -> str:

@@ -177,6 +177,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         if not caller.is_root and not policy.lets_peers:
             raise NotPermitted(error=f"uid {caller.uid} may not remove modules; be root")
         try:
+            plain = normalise(check(name.encode("utf-8", errors="surrogatepass")))
+            need_right(policy, REMOVE, plain, plain)
             return await self._remover.remove(
                 name, holders=bool(holders), may=lambda module: need_right(policy, REMOVE, module, module)
             )

@@ -1,0 +1,510 @@
+"""The policy of a running daemon: its files, its commands, its seal, and whom it lets through the API."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from daemon.daemon_harness import NOBODY, Daemon, Reply, identity, wait_until
+
+DENY_DEP = '[[rule]]\nmodule = "dep"\naction = "deny"\nreason = "CVE-2026-1"\n'
+
+
+def write(daemon: Daemon, name: str, text: str, directory: str = "etc/kmodd") -> str:
+    folder = daemon.root / directory / "policy.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o644)
+    return str(path)
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(daemon: Daemon, *arguments: str) -> dict[str, Any]:
+    (told,) = lines(daemon.kmodd("policy", "check", "--json", *arguments))
+    return told
+
+
+# Denied
+
+
+def test_a_denied_dependency_denies_the_request(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", DENY_DEP)
+    daemon.start()
+    done = daemon.kmodd("request", "--json", "alias-top")
+    assert done.returncode == 4
+    assert done.stderr == "kmodd: cannot load alias-top: denied by 30-x.toml:1: CVE-2026-1\n"
+    (result,) = lines(done)
+    assert (result["outcome"], result["status"], result["modules"]) == ("denied", -1, [])
+    assert result["decision"] == {"action": "deny", "rule": "30-x.toml:1", "mode": "enforce"}
+    assert daemon.live() == []
+    assert daemon.events(event="load") == []
+    with daemon.helper(b"alias-top") as helper:
+        assert helper.packets() == [b"a", b"s\x01"]
+    with daemon.api() as api, pytest.raises(Reply) as raised:
+        api.call("RequestModule", name="top")
+    assert raised.value.error == "io.kmodd.Denied"
+    assert "denied by 30-x.toml:1: CVE-2026-1" in daemon.errors()
+    assert daemon.kmodd("request", "plain").returncode == 0
+    shown = daemon.kmodd("log", "--outcome", "denied").stdout
+    assert "(by 30-x.toml:1)" in shown
+
+
+def test_audit_allows_and_tells(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", 'mode = "audit"\n' + DENY_DEP)
+    daemon.start()
+    (result,) = lines(daemon.kmodd("request", "--json", "top"))
+    assert result["outcome"] == "loaded"
+    assert result["decision"] == {"action": "deny", "rule": "30-x.toml:2", "mode": "audit"}
+    assert "would be denied" in daemon.kmodd("log", "--name", "top").stdout
+    assert "would be denied by 30-x.toml:2: CVE-2026-1" in daemon.errors()
+
+
+def test_the_mode_of_all_changes_at_once(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", DENY_DEP)
+    daemon.start()
+    assert daemon.kmodd("policy", "mode").stdout == "enforce\n"
+    assert daemon.kmodd("request", "top").returncode == 4
+    assert daemon.kmodd("policy", "mode", "audit").returncode == 0
+    assert daemon.kmodd("policy", "mode", "--json").stdout == '{"mode": "audit"}\n'
+    assert check(daemon, "top")["allowed"] is True
+    assert daemon.kmodd("policy", "mode", "off").returncode == 0
+    (result,) = lines(daemon.kmodd("request", "--json", "top"))
+    assert result["decision"] == {"action": "allow", "rule": None, "mode": None}
+    done = daemon.kmodd("policy", "mode", "loud")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "kmodd: the mode is one of enforce, audit, off, not 'loud'\n",
+    )
+
+
+def test_each_requester_of_a_shared_load_is_judged(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", '[[rule]]\nsource = "kernel"\nname = "slow"\naction = "deny"\n')
+    daemon.start()
+    with daemon.api() as api, daemon.helper(b"slow") as helper:
+        api.send("RequestModule", name="slow")
+        assert helper.packets() == [b"a", b"s\x01"]
+        assert api.receive()["result"]["outcome"] == "loaded"
+    assert daemon.live() == ["slow"]
+    assert [event["outcome"] for event in daemon.events(event="request", source="kernel")] == ["denied"]
+
+
+def test_a_rate_counts_for_each_user(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", '[[rule]]\nrate = "3/day"\naction = "deny"\nreason = "enough"\n')
+    daemon.start()
+    statuses = [
+        daemon.kmodd("request", name).returncode for name in ("plain", "dep", "outer", "slow", "long")
+    ]
+    assert statuses == [0, 0, 0, 4, 4]
+
+
+def test_a_rule_ends(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    yesterday = (datetime.now(UTC) - timedelta(days=2)).date()
+    tomorrow = (datetime.now(UTC) + timedelta(days=2)).date()
+    text = '[[rule]]\nname = "{}"\naction = "deny"\nuntil = {}\n'
+    write(daemon, "30-x.toml", text.format("plain", yesterday) + text.format("dep", tomorrow))
+    daemon.start()
+    assert daemon.kmodd("request", "plain").returncode == 0
+    assert daemon.kmodd("request", "dep").returncode == 4
+
+
+# What check says is what is done
+
+
+@pytest.mark.parametrize("name", ["plain", "top", "alias-top", "built", "absent", "dep", "outer"])
+def test_check_says_what_is_done(make: Callable[..., Daemon], name: str) -> None:
+    daemon = make()
+    write(
+        daemon,
+        "30-x.toml",
+        '[[rule]]\nmodule = ["pl*", "top"]\naction = "allow"\n[[rule]]\nmodule = "*"\naction = "deny"\n',
+    )
+    daemon.start()
+    told = check(daemon, name, "--source", "cli")
+    done = daemon.kmodd("request", "--json", name)
+    result = lines(done)[0]
+    assert told["decision"] == result["decision"]
+    assert told["allowed"] is (result["outcome"] != "denied")
+    assert daemon.kmodd("policy", "check", name, "--source", "cli").returncode == (
+        0 if told["allowed"] else 4
+    )
+
+
+def test_check_of_others(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(
+        daemon,
+        "30-x.toml",
+        '\n[[rule]]\nprivileged = false\nunknown = true\nname = "pl*"\naction = "deny"\nreason = "users"\n'
+        '\n[[rule]]\nexe = "/usr/bin/vi*"\naction = "deny"\nreason = "vi"\n',
+    )
+    daemon.start()
+    told = check(daemon, "plain", "--uid", "1000")
+    assert (told["allowed"], told["file"], told["line"], told["reason"]) == (False, "30-x.toml", 2, "users")
+    assert told["modules"] == ["plain"]
+    assert check(daemon, "plain", "--uid", "1000", "--privileged")["allowed"] is True
+    assert check(daemon, "plain", "--unknown")["allowed"] is False
+    assert check(daemon, "plain")["allowed"] is True, "whoever runs it: root"
+    assert check(daemon, "dep", "--uid", "7", "--exe", "/usr/bin/vim")["line"] == 9
+    assert check(daemon, "dep", "--user", "nobody")["requester"]["uid"] == NOBODY
+    words = daemon.kmodd("policy", "check", "plain", "--uid", "1000")
+    assert words.returncode == 4
+    assert words.stdout == "plain: denied by 30-x.toml:2: users; modules: plain\n"
+    for arguments in (("--user", "no-such-user"), ("--unknown", "--uid", "1")):
+        assert daemon.kmodd("policy", "check", "plain", *arguments).returncode == 2
+
+
+def test_check_and_show_and_lint_without_a_daemon(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", '[[rule]]\nname = "plain"\nuid = 5\naction = "deny"\n')
+    root = str(daemon.root)
+    assert check(daemon, "plain", "--uid", "5", "--root", root)["allowed"] is False
+    assert check(daemon, "plain", "--uid", "6", "--root", root)["allowed"] is True
+    assert "30-x.toml:1  deny  name=plain uid=5" in daemon.kmodd("policy", "show", "--root", root).stdout
+    assert daemon.kmodd("policy", "lint", "--root", root).returncode == 0
+
+
+def test_no_option_of_another_action(make: Callable[..., Daemon]) -> None:
+    done = make().kmodd("policy", "show", "--unload")
+    assert (done.returncode, done.stderr) == (2, "kmodd: kmodd policy show takes no --unload\n")
+    assert make().kmodd("policy", "show", "x").returncode == 2
+    assert make().kmodd("policy", "check").returncode == 2
+
+
+# Files
+
+
+def test_order_and_masks(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    deny = '[[rule]]\nname = "{}"\naction = "deny"\nreason = "{}"\n'
+    write(daemon, "50-b.toml", deny.format("plain", "lib"), "usr/lib/kmodd")
+    write(daemon, "50-b.toml", deny.format("plain", "run"), "run/kmodd")
+    write(daemon, "60-c.toml", deny.format("dep", "lib"), "usr/lib/kmodd")
+    write(daemon, "60-c.toml", "", "etc/kmodd")
+    write(daemon, "40-a.toml", '[[rule]]\nname = "plain"\nuid = 1\naction = "allow"\n', "usr/lib/kmodd")
+    daemon.run_dir.chmod(0o755)
+    daemon.start()
+    told = daemon.kmodd("policy", "show").stdout.splitlines()
+    assert told[0] == "policy: enforce, 2 rules in 3 files"
+    assert told[1].startswith("40-a.toml:1  allow")
+    assert told[2] == "50-b.toml:1  deny  name=plain  # run"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[[rule]]\naction = "maybe"\n', "30-x.toml:1: action must be one of allow, deny, not 'maybe'"),
+        ("[[rule]\n", "30-x.toml:1: not TOML"),
+        ('\n\n[[rule]]\naction = "deny"\nmodul = "x"\n', "30-x.toml:3: unknown key 'modul'"),
+        ('[[rule]]\naction = "deny"\nmodule = "@nope"\n', "30-x.toml:1: module names the group '@nope'"),
+    ],
+)
+def test_a_broken_file_never_replaces_a_good_one(make: Callable[..., Daemon], text: str, words: str) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", DENY_DEP)
+    daemon.start()
+    write(daemon, "30-x.toml", text)
+    done = daemon.kmodd("policy", "reload")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert words in daemon.kmodd("policy", "lint", "--root", str(daemon.root)).stdout.replace(" error:", "")
+    assert words in daemon.status()["policy"]["problem"]
+    assert daemon.kmodd("request", "top").returncode == 4
+    # Nor does a start: the last good one is kept.
+    wait_until((daemon.root / "var/lib/kmodd/policy.json").exists, "a copy is kept")
+    daemon.stop()
+    daemon.start()
+    assert daemon.kmodd("request", "top").returncode == 4
+    assert "the last good policy is in force" in daemon.status()["policy"]["problem"]
+    write(daemon, "30-x.toml", "")
+    assert daemon.kmodd("policy", "reload").returncode == 0
+    assert daemon.status()["policy"]["problem"] is None
+    assert daemon.kmodd("request", "top").returncode == 0
+
+
+def test_without_a_good_one_it_does_not_start(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    path = write(daemon, "30-x.toml", DENY_DEP)
+    os.chmod(path, 0o664)
+    daemon.spawn()
+    assert daemon.wait() == 1
+    assert f"{path}: refused: {path} can be changed by others than its owner (mode 0664)" in daemon.errors()
+
+
+def test_a_file_that_others_can_change_is_refused(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    path = write(daemon, "30-x.toml", DENY_DEP)
+    daemon.start()
+    write(daemon, "20-y.toml", '[[rule]]\naction = "allow"\n')
+    other = daemon.root / "etc/kmodd/policy.d/20-y.toml"
+    os.chown(other, NOBODY, NOBODY)
+    done = daemon.kmodd("policy", "reload")
+    assert done.returncode == 1
+    assert f"belongs to uid {NOBODY}" in done.stderr
+    assert daemon.kmodd("request", "top").returncode == 4
+    other.unlink()
+    os.chmod(os.path.dirname(path), 0o777)
+    assert "can be changed by others" in daemon.kmodd("policy", "reload").stderr
+    assert daemon.kmodd("request", "top").returncode == 4
+
+
+def test_sighup_reads_the_policy_again(make: Callable[..., Daemon]) -> None:
+    import signal  # noqa: PLC0415
+
+    daemon = make().start()
+    write(daemon, "30-x.toml", DENY_DEP)
+    daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.status()["policy"]["rules"] == 1, "the rule is in force")
+    assert daemon.kmodd("request", "top").returncode == 4
+    assert [event["action"] for event in daemon.events(event="policy")] == ["reload"]
+
+
+# By command
+
+
+def test_deny_and_forget(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", '[[rule]]\naction = "allow"\n')
+    daemon.start()
+    done = daemon.kmodd("policy", "deny", "dep", "--reason", 'CVE-2026-2 "x"', "--until", "2199-12-31")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dep: denied\n", "")
+    done = daemon.kmodd("request", "top")
+    assert done.returncode == 4
+    assert 'denied by 00-commands.toml:3: CVE-2026-2 "x"' in done.stderr
+    assert daemon.kmodd("policy", "allow", "dep").returncode == 0
+    assert daemon.kmodd("request", "top").returncode == 0
+    assert daemon.kmodd("policy", "forget", "dep").returncode == 0
+    assert not (daemon.root / "etc/kmodd/policy.d/00-commands.toml").exists()
+    done = daemon.kmodd("policy", "forget", "dep")
+    assert done.returncode == 3
+    assert daemon.kmodd("policy", "deny", "dep", "--until", "soon").returncode == 2
+    assert daemon.kmodd("policy", "deny", "@nope").returncode == 2
+    assert daemon.kmodd("policy", "deny", "a b").returncode == 2
+
+
+def test_deny_tells_what_is_live_and_unloads_it(daemon: Daemon) -> None:
+    assert daemon.kmodd("request", "top", "stuck").returncode == 0
+    done = daemon.kmodd("policy", "deny", "top", "--runtime")
+    assert "top is in the kernel already: --unload unloads it" in done.stderr
+    done = daemon.kmodd("policy", "deny", "top", "stuck", "--unload")
+    assert done.stdout.splitlines() == ["top: denied", "top: unloaded", "stuck: denied"]
+    assert "cannot unload stuck" in done.stderr
+    assert daemon.live() == ["dep", "stuck"]
+
+
+def test_a_denial_stops_requests_in_flight(make: Callable[..., Daemon]) -> None:
+    """The dependency is being loaded when the module is denied: that one never comes in."""
+    daemon = make(
+        "[first]\nlatency = 3600\n[second]\ndepends = ['first']\n[third]\nlatency = 0.5\n"
+        "[fourth]\ndepends = ['third']\n"
+    ).start()
+    with daemon.helper(b"second") as one, daemon.helper(b"fourth") as two, daemon.api() as api:
+        assert one.packet() == b"a"
+        assert two.packet() == b"a"
+        api.send("RequestModule", name="fourth")
+        wait_until(lambda: daemon.status()["requests"]["waiting"] == 3, "all wait")
+        assert daemon.kmodd("policy", "deny", "second", "fourth").returncode == 0
+        assert one.packets() == [b"s\x01"]
+        assert two.packets() == [b"s\x01"]
+        with pytest.raises(Reply) as raised:
+            api.receive()
+        assert raised.value.error == "io.kmodd.Denied"
+    wait_until(lambda: daemon.status()["loads"]["running"] == 1, "the load of fourth has ended")
+    assert "fourth" not in daemon.live()
+    (load,) = daemon.events(event="load")
+    assert (load["name"], load["outcome"], load["modules"]) == ("fourth", "denied", ["third"])
+
+
+def test_commands_where_no_daemon_runs_or_takes_them(make: Callable[..., Daemon]) -> None:
+    daemon = make().start()
+    path = daemon.root / "etc/kmodd/policy.d/00-commands.toml"
+    assert daemon.kmodd("policy", "deny", "dep").returncode == 0
+    before = path.read_text()
+    write(daemon, "99-broken.toml", "x = 1\n")
+    done = daemon.kmodd("policy", "deny", "plain")
+    assert done.returncode == 1
+    assert "99-broken.toml: unknown key 'x'" in done.stderr
+    assert path.read_text() == before, "what the daemon has not taken is taken back"
+    path.write_text("mine = 1\n")
+    path.write_text("[[rule]]\nuid = 3\naction = 'deny'\n")
+    done = daemon.kmodd("policy", "deny", "plain")
+    assert done.returncode == 1
+    assert "correct it or remove it" in done.stderr
+
+
+# The seal
+
+
+def test_the_seal_lets_in_what_is_listed_and_outlives_the_daemon(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", '[[rule]]\nmodule = "top"\naction = "allow"\n')
+    daemon.start()
+    assert daemon.kmodd("request", "plain").returncode == 0
+    assert daemon.kmodd("seal").returncode == 0
+    for _turn in range(2):
+        done = daemon.kmodd("request", "slow")
+        assert done.returncode == 4
+        assert "denied by the seal: no rule of the policy lists it" in done.stderr
+        assert daemon.kmodd("request", "top").returncode == 0, "listed, with what it needs"
+        assert daemon.kmodd("request", "plain" if _turn == 0 else "built").returncode == 0, "nothing new"
+        assert daemon.kmodd("request", "absent").returncode == 3
+        assert daemon.status()["policy"]["sealed"] is True
+        daemon.kill_and_start() if _turn == 0 else None
+    assert daemon.kmodd("unseal").returncode == 0
+    assert daemon.kmodd("request", "slow").returncode == 0
+    assert daemon.events(event="policy")[-1]["action"] == "unseal"
+
+
+def test_only_root_seals(daemon: Daemon) -> None:
+    for command in (
+        ("seal",),
+        ("unseal",),
+        ("policy", "reload"),
+        ("policy", "mode", "off"),
+        ("policy", "show"),
+    ):
+        assert daemon.kmodd(*command, uid=NOBODY).returncode == 77, command
+    assert daemon.kmodd("seal", "--hard", "--yes", uid=NOBODY).returncode == 77
+    assert daemon.status()["policy"]["sealed"] is False
+
+
+# Through the API
+
+
+@pytest.mark.parametrize(
+    ("rule", "may"),
+    [
+        ('action = "allow"', False),
+        ('name = "plain"\naction = "allow"', False),
+        ('source = "kernel"\naction = "allow"', False),
+        ('privileged = false\naction = "allow"', False),
+        (f'uid = {NOBODY}\naction = "allow"', True),
+        ('uid = [0, "65000-65535"]\nmodule = "plain"\naction = "allow"', True),
+        ('user = "nobody"\naction = "allow"', True),
+        (f'gid = {NOBODY}\naction = "allow"', True),
+        ('source = ["api", "cli"]\nname = "plain"\naction = "allow"', True),
+        (f'uid = {NOBODY}\nmodule = "dep"\naction = "allow"', False),
+        (f'uid = {NOBODY}\nmode = "audit"\naction = "allow"', False),
+        (f'uid = {NOBODY}\noperation = "remove"\naction = "allow"', False),
+        (f'uid = {NOBODY}\nexe = "/**"\naction = "allow"', False),
+    ],
+)
+def test_whom_a_rule_lets(make: Callable[..., Daemon], rule: str, may: bool) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", f"[[rule]]\n{rule}\n")
+    daemon.start()
+    done = daemon.kmodd("request", "plain", uid=NOBODY)
+    assert done.returncode == (0 if may else 77), done.stderr
+    assert daemon.live() == (["plain"] if may else [])
+    assert daemon.kmodd("remove", "plain", uid=NOBODY).returncode == 77
+    assert daemon.kmodd("tune", "load_timeout=1", uid=NOBODY).returncode == 77
+
+
+def test_operations(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(
+        daemon,
+        "30-x.toml",
+        f'[[rule]]\nuid = {NOBODY}\noperation = "remove"\nmodule = "plain"\naction = "allow"\n'
+        f'[[rule]]\nuid = {NOBODY}\noperation = "set"\nname = "load_timeout"\naction = "allow"\n'
+        '[[rule]]\noperation = "remove"\nmodule = "dep"\naction = "deny"\nreason = "stays"\n',
+    )
+    daemon.start()
+    assert daemon.kmodd("request", "plain", "top").returncode == 0
+    assert daemon.kmodd("remove", "top", uid=NOBODY).returncode == 77
+    assert daemon.kmodd("remove", "plain", uid=NOBODY).returncode == 0
+    assert daemon.kmodd("tune", "load_timeout=1", uid=NOBODY).returncode == 0
+    assert daemon.kmodd("tune", "stop_timeout=1", uid=NOBODY).returncode == 77
+    done = daemon.kmodd("remove", "dep", "--holders")
+    assert (done.returncode, done.stderr) == (4, "kmodd: cannot remove dep: denied by 30-x.toml:11: stays\n")
+    assert daemon.live() == ["dep", "top"], "none has gone before all were looked at"
+
+
+def test_a_stranger_shares_no_right_by_sharing_a_load(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", f'[[rule]]\nuid = {NOBODY}\nmodule = "plain"\naction = "allow"\n')
+    daemon.start()
+    with daemon.api() as root:
+        root.send("RequestModule", name="slow")
+        wait_until(lambda: daemon.status()["requests"]["waiting"] == 1, "it loads")
+        with identity(NOBODY):
+            stranger = daemon.api()
+        with stranger, pytest.raises(Reply) as raised:
+            stranger.call("RequestModule", name="slow")
+        assert raised.value.error == "io.kmodd.NotPermitted"
+        assert root.receive()["result"]["outcome"] == "loaded"
+
+
+# Learning
+
+
+def test_learn_allows_what_was_used(make: Callable[..., Daemon]) -> None:
+    daemon = make().start()
+    assert daemon.kmodd("request", "top", "plain").returncode == 0
+    daemon.kmodd("request", "absent")
+    done = daemon.kmodd("policy", "learn")
+    assert done.returncode == 0
+    assert "of 3 requests" in done.stderr
+    assert "this would deny 0" in done.stderr
+    assert daemon.kmodd("policy", "learn", "--write").returncode == 0
+    assert daemon.kmodd("remove", "top", "dep", "plain").returncode == 0
+    assert daemon.kmodd("request", "top", "plain").returncode == 0
+    assert daemon.kmodd("request", "slow").returncode == 4
+    assert daemon.kmodd("request", "absent").returncode == 3
+    done = daemon.kmodd("policy", "learn", "--diff", "--since", "0s")
+    assert done.returncode == 0
+    assert '-reason = "learned"' in done.stdout
+    assert '+reason = "live"' in done.stdout
+
+
+def test_what_would_be_denied_is_said(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", DENY_DEP)
+    daemon.start()
+    daemon.kmodd("request", "top", "plain")
+    done = daemon.kmodd("policy", "learn")
+    assert "of 2 requests" in done.stderr
+    # What is denied teaches nothing, and so it stays denied.
+    assert "this would deny 1:" in done.stderr
+    assert "top  uid 0" in done.stderr
+
+
+# What ships with kmodd
+
+
+@pytest.mark.parametrize("preset", ["modharden", "server", "desktop", "audit"])
+def test_presets_are_taken(make: Callable[..., Daemon], preset: str) -> None:
+    daemon = make()
+    done = daemon.kmodd("policy", "preset", preset)
+    assert done.returncode == 0
+    write(daemon, f"50-{preset}.toml", done.stdout)
+    lint = daemon.kmodd("policy", "lint", "--root", str(daemon.root))
+    assert (lint.returncode, "warning" in lint.stdout) == (0, False), lint.stdout
+    daemon.start()
+    assert daemon.status()["policy"]["rules"] > 0
+    assert f"{preset}: " in daemon.kmodd("policy", "preset").stdout
+    assert daemon.kmodd("policy", "preset", "nope").returncode == 3
+
+
+def test_groups_are_shown(daemon: Daemon) -> None:
+    done = daemon.kmodd("policy", "groups")
+    for name in ("@net-protocols", "@filesystems", "@crypto-user-api", "@never-on-servers"):
+        assert f"{name}: " in done.stdout
+    (group,) = lines(daemon.kmodd("policy", "groups", "--json", "@filesystems"))
+    assert "xfs" in group["modules"]
+    assert daemon.kmodd("policy", "groups", "nope").returncode == 3
