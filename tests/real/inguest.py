@@ -732,3 +732,87 @@ def askers_at_once(tasks: int, each: int, kind: str = "kernel") -> list[dict[str
 def tracing_instance() -> bool:
     """Whether kmodd's tracing instance is there."""
     return Path("/sys/kernel/tracing/instances/kmodd").is_dir()
+
+
+# Who can make the kernel ask for what
+
+_PREPARED = [
+    "phonet",
+    "inet_diag",
+    "bluetooth",
+    "can",
+    "pppox",
+    "af_alg",
+    "algif_hash",
+    "ib_core",
+    "rds",
+    "atm",
+    "nfnetlink",
+    "nf_tables",
+    "ip_set",
+    "ip_tables",
+    "ip6_tables",
+    "arp_tables",
+    "ebtables",
+    "ip_vs",
+    "sch_ingress",
+    "cls_matchall",
+    "cls_basic",
+    "xfrm_user",
+    "l2tp_netlink",
+]
+"""What is live before anybody asks: the modules that ask for those of the test."""
+_HELD_ALIASES = [
+    "tun",
+    "fuse",
+    "cuse",
+    "snd",
+    "snd_seq",
+    "loop",
+    "l2tp_ppp",
+    "mpls_iptunnel",
+    "nfnetlink_osf",
+    "iw_cm",
+    "esp4",
+    "l2tp_eth",
+]
+_HELD_NAMES = ["rds_tcp", "mpoa", "lec", "clip", "br2684", "pppoatm", "bridge", "8021q", "crypto_user"]
+_NODES = {
+    # Mode as systemd's rules have it, S_IFCHR or S_IFBLK, major, minor.
+    "tun": (0o666, 0o020000, 10, 200),
+    "seq": (0o666, 0o020000, 116, 1),
+    "cuse": (0o600, 0o020000, 10, 203),
+    "loop-control": (0o660, 0o020000, 10, 237),
+    "loop99": (0o660, 0o060000, 7, 99),
+}
+
+
+def prepare_reach() -> None:
+    """Have everything loaded that asks, and keep everything out that is asked for, so that it is each time."""
+    lines = [f"blacklist {name}" for name in _HELD_ALIASES] + [
+        f"install {name} /bin/false" for name in _HELD_NAMES
+    ]
+    Path("/etc/modprobe.d/reach.conf").write_text("\n".join(lines) + "\n")
+    for name in _PREPARED:
+        assert api("RequestModule", name=name)["result"]["outcome"] in {"loaded", "already-live"}, name
+    os.makedirs("/dev/reach", exist_ok=True)
+    for name, (mode, kind, major, minor) in _NODES.items():
+        os.mknod(f"/dev/reach/{name}", kind, os.makedev(major, minor))
+        os.chmod(f"/dev/reach/{name}", mode)
+    program = Path("/dev/reach/program")
+    program.write_bytes(b"\x01\x02\x03\x04" * 8)
+    program.chmod(0o755)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def reached(uid: int, unshare: bool) -> dict[str, Any]:
+    """Let somebody try everything; return the names that the kernel asked for then, and whose they were."""
+    before = last_event()
+    program = str(Path(__file__).with_name("reacher.py"))
+    order = json.dumps({"uid": uid, "unshare": unshare})
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", program, order], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    asked = [event for event in events(before) if event["source"] == "kernel"]
+    return {event["name"]: event["requester"] for event in asked}

@@ -143,6 +143,12 @@ def _seal(made: argparse.ArgumentParser) -> None:
     made.add_argument("--yes", action="store_true", help="do not ask")
 
 
+def _exposure(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    made.add_argument("--root", metavar="DIR", help="the policy below DIR, without a daemon")
+    made.add_argument("--list", action="store_true", help="name the modules")
+
+
 def _nothing(_made: argparse.ArgumentParser) -> None:
     pass
 
@@ -179,6 +185,7 @@ COMMANDS: dict[str, tuple[str, str, Fill]] = {
     "policy": ("see, ask and change who may have which module", "policy:policy", _policy),
     "seal": ("let nothing new in but what the policy lists", "seal:seal", _seal),
     "unseal": ("end what seal has begun", "seal:unseal", _nothing),
+    "exposure": ("count which modules could be had by whom", "exposure:exposure", _exposure),
     "lab": ("boot a disposable real kernel with kmodd in charge", "lab:lab", _lab),
     "completion": ("print a shell's completion script", "completion:completion", _completion),
 }

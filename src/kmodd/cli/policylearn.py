@@ -13,7 +13,7 @@ from kmodd.cli.policy import ask
 from kmodd.cli.policycommand import write
 from kmodd.cli.resolve import sources
 from kmodd.connection import Connection, Reply
-from kmodd.errors import KmoddError
+from kmodd.errors import KmoddError, NotFound
 from kmodd.policy import files
 from kmodd.policy import learn as learning
 from kmodd.policy.learn import Observed
@@ -74,9 +74,26 @@ def _observed(since: str | None) -> Iterator[Observed]:
                 if installed is not None:
                     with suppress(KmoddError):
                         known[name] = wanted(resolve(*installed, frozenset(), name))
+                else:
+                    known[name] = _by_daemon(name)
             yield learning.observed(event, _wanted(known[name], event))
     except Reply as reply:
         raise reply.as_error() from None
+
+
+def _by_daemon(name: str) -> Wanted | None:
+    """Return what a name stands for in the daemon's kernel, where that is not the one of this machine."""
+    try:
+        plan = ask("Resolve", "plan", name=name)
+    except NotFound:
+        return Wanted((), {}, frozenset())
+    except KmoddError:
+        return None
+    targets = [str(target["module"]) for target in plan["targets"]]
+    others = frozenset(str(step["module"]) for target in plan["targets"] for step in target["steps"])
+    return Wanted(
+        tuple(targets), {**dict.fromkeys(others, frozenset()), **dict.fromkeys(targets, others)}, others
+    )
 
 
 def _wanted(found: Wanted | None, event: dict[str, Any]) -> Wanted | None:
