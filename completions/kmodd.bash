@@ -35,7 +35,7 @@ _kmodd() {
         [[ ${COMP_WORDS[i]} == -* ]] || { command=${COMP_WORDS[i]}; break; }
     done
     case $command in
-    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log why policy seal unseal lab completion modprobe insmod rmmod lsmod modinfo; return ;;
+    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log why policy seal unseal exposure lab completion modprobe insmod rmmod lsmod modinfo; return ;;
     serve) options=(-h --help --hook --kernel --root) valued=' --kernel --root ' ;;
     request) options=(-h --help --json --timeout --no-wait) valued=' --timeout ' ;;
     remove) options=(-h --help --json --holders) valued='  ' ;;
@@ -49,6 +49,7 @@ _kmodd() {
     policy) options=(-h --help --json --uid --gid --user --exe --unit --container --privileged --call-site --source --unknown --root --since --diff --write --reason --until --unload --runtime --modprobe-d) valued=' --uid --gid --user --exe --unit --container --call-site --source --root --since --reason --until ' ;;
     seal) options=(-h --help --hard --yes) valued='  ' ;;
     unseal) options=(-h --help) valued='  ' ;;
+    exposure) options=(-h --help --json --root --list) valued=' --root ' ;;
     lab) options=(-h --help --kernel --smp --memory --timeout --release --no-serve) valued=' --kernel --smp --memory --timeout --release ' ;;
     completion) options=(-h --help) valued='  ' ;;
     modprobe) options=() valued='  ' ;;
@@ -96,6 +97,7 @@ _kmodd() {
     policy,--since)  return ;;
     policy,--reason)  return ;;
     policy,--until)  return ;;
+    exposure,--root)  return ;;
     lab,--kernel) _kmodd_words uml qemu; return ;;
     lab,--smp)  return ;;
     lab,--memory)  return ;;
