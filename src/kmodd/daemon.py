@@ -220,14 +220,14 @@ class Daemon:
     async def _shut_down(self, api: ApiSource) -> None:
         """Unhook first, so that the kernel asks the real modprobe; then finish what has been taken on."""
         servicemanager.notify("STOPPING=1")
-        if self._hooked:
-            try:
-                before = self._hook.before()
-                if not self._hook.off() and self._hook.current() != before:
-                    log.warning("kernel.modprobe was changed by somebody else and is left as it is")
-            except KmoddError as err:
-                log.error("%s", err)
-            self._hooked = False
+        if self._hooked and self._fallback() == "deny":
+            # Or an upgrade would open for a moment what the administrator has closed.
+            log.warning(
+                "the hook stays on, and nothing is loaded on demand (fallback): kmodd hook off ends that"
+            )
+        elif self._hooked:
+            self._unhook()
+        self._hooked = False
         self._broker.stopping = True
         self._close_listeners()
         await self._broker.stop(self._settings.stop_timeout)
@@ -242,6 +242,15 @@ class Daemon:
         log.info(
             "kmodd stopped: %d requests, %d loads", self._broker.requests_total, self._broker.loads_total
         )
+
+    def _unhook(self) -> None:
+        """Put `kernel.modprobe` back."""
+        try:
+            before = self._hook.before()
+            if not self._hook.off() and self._hook.current() != before:
+                log.warning("kernel.modprobe was changed by somebody else and is left as it is")
+        except KmoddError as err:
+            log.error("%s", err)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:

@@ -469,7 +469,7 @@ def test_learn_allows_what_was_used(make: Callable[..., Daemon]) -> None:
     done = daemon.kmodd("policy", "learn", "--diff", "--since", "0s")
     assert done.returncode == 0
     assert '-reason = "learned"' in done.stdout
-    assert '+reason = "live"' in done.stdout
+    assert '+    "dep", "plain", "top",' in done.stdout
 
 
 def test_what_would_be_denied_is_said(make: Callable[..., Daemon]) -> None:

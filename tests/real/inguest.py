@@ -816,3 +816,97 @@ def reached(uid: int, unshare: bool) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     asked = [event for event in events(before) if event["source"] == "kernel"]
     return {event["name"]: event["requester"] for event in asked}
+
+
+# May they
+
+
+def policy(text: str) -> None:
+    """Put these rules in force, and no others."""
+    folder = Path("/etc/kmodd/policy.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "50-test.toml").write_text(text)
+    assert "error" not in api("ReloadPolicy"), api("ReloadPolicy")
+
+
+def judged(rule: str, **order: Any) -> dict[str, Any]:
+    """Let somebody ask under this one deny rule; return the request's event."""
+    policy(f'[[rule]]\naction = "deny"\nreason = "judged"\n{rule}\n')
+    before = last_event()
+    asker_as(count=1, **order)
+    [event] = events_are(1, before)
+    return event
+
+
+def without_daemon(how: str) -> dict[str, Any]:
+    """Fail closed: what a socket of family 33 comes to while the daemon is killed, hung, or upgraded."""
+    tune(fallback="deny")
+    assert unload(["rxrpc"]) == []
+    pid = daemon_pid()
+    if how == "hung":
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        stop_daemon(signal.SIGKILL if how == "killed" else signal.SIGTERM)
+    try:
+        result = open_socket(33)
+        came_in = "rxrpc" in live()
+    finally:
+        if how == "hung":
+            os.kill(pid, signal.SIGCONT)
+        else:
+            start_daemon()
+    again = open_socket(33)
+    found = {"errno": result, "came_in": came_in, "with_daemon": again}
+    tune(fallback="modprobe")
+    return found
+
+
+def sealed_without_daemon() -> dict[str, Any]:
+    """A killed daemon opens no seal, and the next one knows of it."""
+    policy("")
+    assert unload(["rxrpc"]) == []
+    assert kmodd("seal")[0] == 0
+    link = os.readlink("/run/kmodd/fallback")
+    stop_daemon(signal.SIGKILL)
+    killed = open_socket(33)
+    start_daemon()
+    sealed = open_socket(33)
+    before = live()
+    assert kmodd("unseal")[0] == 0
+    return {
+        "link": link,
+        "killed": killed,
+        "sealed": sealed,
+        "came_in": "rxrpc" in before,
+        "unsealed": open_socket(33),
+        "link_after": os.readlink("/run/kmodd/fallback"),
+    }
+
+
+def denied_in_flight() -> dict[str, Any]:
+    """Deny a module by command while what comes before it is being loaded."""
+    policy("")
+    assert unload(["kmodd_dep_a", "kmodd_sleep"]) == []
+    conf = Path("/etc/modprobe.d/flight.conf")
+    conf.write_text("softdep kmodd_dep_a pre: kmodd_sleep\noptions kmodd_sleep ms=4000\n")
+    told: list[int] = []
+    asking = threading.Thread(target=lambda: told.append(ask("kmodd_dep_a")))
+    asking.start()
+    until(lambda: _true("kmodd_sleep " in Path("/proc/modules").read_text()))
+    begun = time.monotonic()
+    status, _output = kmodd("policy", "deny", "kmodd_dep_a", "--reason", "now")
+    asking.join()
+    waited = "kmodd_sleep" in live()
+    until(lambda: _true(loads_running() == 0))
+    [event] = [event for event in events() if event["name"] == "kmodd_dep_a"][-1:]
+    conf.unlink()
+    return {
+        "deny": status,
+        "told": told,
+        "told_before_the_load_ended": not waited and time.monotonic() - begun > 0,
+        "live": "kmodd_dep_a" in live(),
+        "before_it": "kmodd_sleep" in live(),
+        "event": event,
+    }

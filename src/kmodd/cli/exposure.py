@@ -1,4 +1,4 @@
-"""`kmodd exposure`: how many modules could be had through requests of the kernel, by whom, under the policy."""
+"""`kmodd exposure`: how many modules could be had through requests of the kernel, and by whom."""
 
 from __future__ import annotations
 
@@ -49,13 +49,12 @@ def exposure(arguments: Namespace) -> int:
     if arguments.json:
         print(json.dumps({"release": index.release, **found.as_json()}))
         return 0
-    rows = [["installed", str(found.installed), ""]]
-    for who in Reach:
-        rows.append([_WORDS[who], str(len(found.of(who))), _share(len(found.of(who)), found.installed)])
-    rows += [["live", str(found.live), _share(found.live, found.installed)]]
-    rows += [["ever used", str(found.used), _share(found.used, found.installed)]]
-    print(f"modules of {index.release} that can be had through requests of the kernel, by")
-    print(show.table(rows))
+    counts = [(_WORDS[who], len(found.of(who))) for who in Reach]
+    counts += [("live", found.live), ("ever used", found.used)]
+    print(
+        f"{found.installed} modules are installed for {index.release}; through requests of the kernel may have"
+    )
+    print(show.table([[what, str(count), _share(count, found.installed)] for what, count in counts]))
     if arguments.list:
         for who in Reach:
             print(f"{_WORDS[who]}: {' '.join(found.of(who)) or '-'}")

@@ -81,7 +81,7 @@ def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[st
     unclear = [request for request in requests if request.wanted is None and request.outcome != "not-found"]
     modules = {module for request in clear if request.wanted is not None for module in request.wanted.targets}
     names = {request.facts.name for request in unclear}
-    listed |= modules
+    listed.update(*(request.wanted.modules for request in clear if request.wanted is not None))
     lines: list[str] = []
     for key, items, by in (("module", modules, clear), ("name", names, unclear)):
         if not items:
