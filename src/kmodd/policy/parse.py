@@ -79,7 +79,7 @@ def parse(text: str, file: str, names: Names) -> PolicyFile:
     """
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:
         where = re.search(r"\(at line (\d+), column \d+\)", str(err))
         raise PolicyError(f"not TOML: {err}", file, int(where[1]) if where else None) from err
     if unknown := sorted(data.keys() - {"mode", "rule"}):
