@@ -87,6 +87,16 @@ def test_peers_of_the_api_are_known_by_their_user_alone() -> None:
     assert not allowed(policy, asks(source=Source.KERNEL, **USER), wants({"m_0": []}))
 
 
+def test_a_stranger_that_has_got_nothing_is_given_nothing() -> None:
+    plan = wants({"dccp": []})
+    who = asks(source=Source.API, stranger=True, **USER)
+    for outcome in ("timed-out", "deadlock", "failed", "denied", "not-found"):
+        assert not allowed(learned(saw(plan, outcome=outcome, source=Source.API)), who, plan), outcome
+    for outcome in ("loaded", "already-live", "built-in"):
+        assert allowed(learned(saw(plan, outcome=outcome, source=Source.API)), who, plan), outcome
+    assert allowed(learned(saw(plan, outcome="timed-out")), asks(**USER), plan)
+
+
 def test_programs_with_any_path_are_learned() -> None:
     for exe in ("/tmp/[x]*?", "/tmp/\\ \"'#é", "/" + "[*]" * 1365, "/a\x7f".replace("\x7f", "\\x7f")):
         who = {**USER, "exe": exe}
@@ -168,6 +178,8 @@ def journals(draw: st.DrawFn) -> list[Observed]:
         if wanted is not None and not wanted.targets:
             outcome = "not-found"
         source = draw(st.sampled_from(Source))
+        if source in {Source.API, Source.CLI} and outcome != "denied":
+            outcome = "loaded"
         requests.append(Observed(TIME, Facts(draw(TEXT), source, draw(WHO)), outcome, wanted))
     return requests
 

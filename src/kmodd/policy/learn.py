@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from kmodd.model import Requester, Source
+from kmodd.model import Outcome, Requester, Source
 from kmodd.policy.decide import Judgement, RuleSet, decide
 from kmodd.policy.parse import quoted
 from kmodd.policy.rules import Facts, Mode, Rule, Wanted
 
 _NAMES_SHOWN = 6
+_GOT = frozenset(outcome.value for outcome in (Outcome.LOADED, Outcome.ALREADY_LIVE, Outcome.BUILT_IN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,14 @@ def _who(facts: Facts) -> _Who:
 def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str:
     """Return the text of a policy file that allows what was used, by whom, and denies everything else.
 
-    A request that was denied teaches nothing. `live`: modules that are in the kernel whoever brought them
-    in; privileged tasks may have them. `made`: when and from what, for its first line.
+    A request that was denied teaches nothing, and neither does a stranger's of the API that came to nothing:
+    whoever gives up at once is not judged, and would be given a right by it. `live`: modules that are in the
+    kernel whoever brought them in; privileged tasks may have them. `made`: when and from what, for its first
+    line.
     """
     used: dict[_Who, list[Observed]] = {}
     for request in observed:
-        if request.outcome != "denied":
+        if _teaches(request):
             used.setdefault(_who(request.facts), []).append(request)
     lines = [
         f"# Learned by `kmodd policy learn`, {made}.",
@@ -80,6 +83,12 @@ def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str
     lines += ["[[rule]]", 'module = "*"', "unknown = true", 'action = "deny"']
     lines += ['reason = "not used as far as was learned"', ""]
     return "\n".join(lines)
+
+
+def _teaches(request: Observed) -> bool:
+    if request.facts.source in {Source.API, Source.CLI} and request.facts.requester.uid != 0:
+        return request.outcome in _GOT
+    return request.outcome != "denied"
 
 
 def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[str]:
