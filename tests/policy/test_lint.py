@@ -148,7 +148,7 @@ def _without(policy: Sequence[Rule], places: set[str]) -> tuple[Rule, ...]:
     return tuple(rule for rule in policy if rule.place not in places)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(policies(most=8), st.lists(st.tuples(requests(), plans()), min_size=5, max_size=5), st.booleans())
 def test_a_rule_that_can_never_match_never_decides(
     policy: tuple[Rule, ...], asked: list[tuple[Facts, Wanted | None]], sealed: bool
@@ -163,7 +163,7 @@ def test_a_rule_that_can_never_match_never_decides(
         assert judged(_without(policy, never), facts, wanted, sealed=sealed) == said
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(policies(most=8), st.lists(st.tuples(requests(), plans()), min_size=5, max_size=5))
 def test_one_that_matches_hardly_anything_decides_on_that_only(
     policy: tuple[Rule, ...], asked: list[tuple[Facts, Wanted | None]]

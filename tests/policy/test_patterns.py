@@ -117,3 +117,21 @@ def test_numbers_are_single_ones_and_ranges_with_both_ends() -> None:
     assert not numbers.match_any([1, 13])
     assert not numbers.match_any([])
     assert not Numbers(()).matches(0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5)), max_size=3),
+    st.lists(st.integers(0, 25), max_size=4),
+)
+def test_any_of_several_numbers_is_enough(ranges: list[tuple[int, int]], asked: list[int]) -> None:
+    numbers = Numbers(tuple((first, first + more) for first, more in ranges))
+    assert numbers.match_any(asked) == any(numbers.matches(number) for number in asked)
+
+
+def test_thousands_of_groups_hold_nobody_up() -> None:
+    rules = [Numbers(((number, number),)) for number in range(100)]
+    groups = tuple(range(1000, 31_000))
+    began = time.process_time()
+    assert not any(numbers.match_any(groups) for numbers in rules)
+    # Tens of milliseconds; the daemon's only thread compares them.
+    assert time.process_time() - began < 1

@@ -184,7 +184,7 @@ class Rule:
         return self.unknown if number is None else wanted.matches(number)
 
     def _groups(self, wanted: Numbers, who: Requester) -> bool:
-        if wanted.match_any([number for number in (who.gid, *(who.groups or ())) if number is not None]):
+        if (who.gid is not None and wanted.matches(who.gid)) or wanted.match_any(who.groups or ()):
             return True
         # Of whom not all groups are known, he may be in this one too.
         return self.unknown and (who.gid is None or who.groups is None)
