@@ -16,6 +16,7 @@ from kmodd.policy import files
 from kmodd.policy import groups as shipped
 from kmodd.policy.commands import Command, as_text, changed, commands
 from kmodd.policy.files import COMMANDS
+from kmodd.policy.parse import parse
 from kmodd.policy.patterns import Globs
 from kmodd.policy.rules import Action
 
@@ -80,9 +81,11 @@ def _command(arguments: Namespace, command: Command | None, forgotten: str | Non
         had = []
     except (OSError, ValueError, KeyError, TypeError, tomllib.TOMLDecodeError) as err:
         raise KmoddError(f"cannot change {path}: {err}; correct it or remove it") from err
-    if command is None and all(item.module != forgotten for item in had):
-        raise NotFound(f"no command denies or allows {forgotten} in {path}")
     left = changed(had, command, forgotten)
+    if command is None and left == had:
+        raise NotFound(f"no command denies or allows {forgotten} in {path}")
+    # Before it is written: a daemon that is not running would not start with a file that it cannot take.
+    parse(as_text(left), COMMANDS, files.names(ask=False))
     if left:
         write(path, as_text(left))
     else:

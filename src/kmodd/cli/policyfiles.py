@@ -160,7 +160,12 @@ def export(arguments: Namespace) -> int:
     else:
         told = ask("GetPolicy", "policy")
         policy = files.assemble({file["name"]: file["text"] for file in told["files"]}, files.names())
-    index, _config, _live = sources(None, None if arguments.root in {None, "/"} else arguments.root)
+    index, config, _live = sources(None, None if arguments.root in {None, "/"} else arguments.root)
+
+    def needed_by(module: str) -> frozenset[str]:
+        return wanted(resolve(index, config, frozenset(), module)).modules
+
     now = datetime.now(UTC)
-    print(modprobe_d(policy.rules, index.modules(), now, f"{now:%Y-%m-%d %H:%M} UTC"), end="")
+    made = f"{now:%Y-%m-%d %H:%M} UTC"
+    print(modprobe_d(policy.rules, index.modules(), needed_by, now, made), end="")
     return 0

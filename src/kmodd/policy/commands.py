@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
+from kmodd.policy.parse import quoted
+from kmodd.policy.patterns import plain
 from kmodd.policy.rules import Action
 
 _HEAD = """\
@@ -30,16 +32,33 @@ def commands(text: str) -> list[Command]:
     Raises:
         tomllib.TOMLDecodeError, KeyError, TypeError, ValueError: it was written by somebody else.
     """
-    return [
-        Command(str(rule["module"]), Action(rule["action"]), rule.get("reason"), rule.get("until"))
-        for rule in tomllib.loads(text).get("rule", [])
-    ]
+    tables = tomllib.loads(text)
+    if more := sorted(tables.keys() - {"rule"}):
+        raise ValueError(f"there is {more[0]!r} in it, which no command writes")
+    return [_command(rule) for rule in tables.get("rule", [])]
+
+
+def _command(rule: Any) -> Command:
+    # What somebody has written into it by hand is not to be lost, or to come to mean something else.
+    if not isinstance(rule, dict):
+        raise TypeError("a rule in it is no table")
+    if more := sorted(rule.keys() - {"module", "action", "reason", "until"}):
+        raise ValueError(f"a rule in it has {more[0]!r}, which no command writes")
+    module, reason, until = rule["module"], rule.get("reason"), rule.get("until")
+    if not isinstance(module, str) or not isinstance(reason, str | None):
+        raise TypeError("a rule in it has a list, which no command writes")
+    if not isinstance(until, date | None):
+        raise TypeError("a rule in it has an until that is no date")
+    return Command(module, Action(rule["action"]), reason, until)
 
 
 def changed(before: list[Command], new: Command | None, forget: str | None = None) -> list[Command]:
-    """Return the commands with a new one first, which takes the place of an older one for the same module."""
+    """Return the commands with a new one first, which takes the place of an older one for the same module.
+
+    However that was spelled: `-` and `_` are the same.
+    """
     gone = new.module if new is not None else forget
-    kept = [command for command in before if command.module != gone]
+    kept = [command for command in before if gone is None or plain(command.module) != plain(gone)]
     return kept if new is None else [new, *kept]
 
 
@@ -49,9 +68,9 @@ def as_text(items: list[Command]) -> str:
 
 
 def _rule(item: Command) -> str:
-    lines = ["", "[[rule]]", f"module = {json.dumps(item.module)}", f'action = "{item.action.value}"']
+    lines = ["", "[[rule]]", f"module = {quoted(item.module)}", f'action = "{item.action.value}"']
     if item.reason is not None:
-        lines.append(f"reason = {json.dumps(item.reason, ensure_ascii=False)}")
+        lines.append(f"reason = {quoted(item.reason)}")
     if item.until is not None:
         lines.append(f"until = {item.until.isoformat()}")
     return "\n".join(lines) + "\n"

@@ -4,6 +4,9 @@ The rules are gone through in order for all modules of the plan. A rule decides 
 `module` matches, one without `module` on all that are left; the first that denies any denies the request. An
 allow rule with `module` allows the modules that it names and those that they need; a later rule denies one
 of the latter only by naming it, not by meaning everything.
+
+A stranger of the API is let by rules that name peers only: no other allow rule is there for him, and every
+module of the plan has to be one that such a rule allows, or that one needs.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Judgement:
     """What the policy says of a request. `rule`: the one that decided; None where none did.
 
     `decision` is what is recorded: where a rule in audit mode would have denied, `allowed` is true and the
-    decision is that one. `lets_peer`: whether a rule lets this very peer of the API.
+    decision is that one. `lets_peer`: whether rules let this very peer of the API have all of it, if it is a
+    stranger.
     """
 
     allowed: bool
@@ -99,9 +103,9 @@ def decide(
         would = _walk(rules.considered, facts, wanted, now, over_once)
     if done.action is Action.DENY:
         return Judgement(False, _decision(done.rule, Mode.ENFORCE), done.rule)
-    if sealed and facts.operation == REQUEST and _is_news(would, wanted):
+    if sealed and facts.operation == REQUEST and _is_news(rules, facts, wanted, now, over_once):
         return Judgement(False, Decision("deny", SEAL, Mode.ENFORCE.value))
-    lets_peer = done.rule is not None and done.rule.names_peers
+    lets_peer = done.rule is not None and not done.unlisted
     if would.action is Action.DENY:
         return Judgement(True, _decision(would.rule, Mode.AUDIT), would.rule, lets_peer)
     if done.rule is None:
@@ -114,8 +118,10 @@ def _decision(rule: Rule | None, mode: Mode) -> Decision:
     return Decision(rule.action.value, rule.place, mode.value, rule.reason)
 
 
-def _is_news(walk: _Walk, wanted: Wanted | None) -> bool:
-    """Whether something would come in that no rule lists."""
+def _is_news(rules: RuleSet, facts: Facts, wanted: Wanted | None, now: datetime, over: Over) -> bool:
+    """Whether something would come in that no rule lists; of one that would only deny it nothing is said."""
+    listing = [rule for rule in rules.considered if rule.action is Action.ALLOW]
+    walk = _walk(listing, facts, wanted, now, over)
     if wanted is None:
         return walk.rule is None
     return bool(walk.unlisted & wanted.new)
@@ -127,6 +133,8 @@ def _walk(rules: Sequence[Rule], facts: Facts, wanted: Wanted | None, now: datet
     allowed_by: Rule | None = None
     for rule in rules:
         if rule.ended(now) or not rule.asks_for(facts):
+            continue
+        if facts.stranger and rule.action is Action.ALLOW and not rule.names_peers:
             continue
         if not (hits := _hits(rule, wanted, left, covered, facts)):
             continue
@@ -158,6 +166,6 @@ def _hits(
         return left if left - covered else (frozenset() if left or facts.nested else _WHOLE)
     if wanted is None:
         return _WHOLE if rule.unknown else frozenset()
-    if rule.any_module:
-        return left if left - covered else frozenset()
-    return frozenset(module for module in left if rule.module.matches(module))
+    if rule.any_module and left - covered:
+        return left
+    return frozenset(module for module in left if rule.module.names(module))

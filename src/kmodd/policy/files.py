@@ -25,6 +25,8 @@ from kmodd.settings import DIRECTORIES, drop_ins
 FOLDER = "policy.d"
 COMMANDS = "00-commands.toml"
 """The file that `kmodd policy deny` and `allow` write: read first, so that it counts before all others."""
+_NULL = os.makedev(1, 3)
+_LINKS_MAX = 40  # the kernel's own bound (path_resolution(7))
 _FILE_MAX = 1 << 20
 _ALL_MAX = 1 << 23
 
@@ -103,19 +105,24 @@ def read(root: str, *, only_trusted: bool = True) -> dict[str, str]:
 def untrusted(path: str, root: str) -> str | None:
     """Return who else could change a policy file, in words; None where only root and we can.
 
-    Looked at: the file, where it leads to, and the directories above both, below `root` or to the top.
+    Looked at: the file, and each directory and link on the way to it and to where it leads; what is above
+    `root` is not.
     """
     ours = {0, os.geteuid()}
     top = os.path.realpath(root)
-    own = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    looked_at = dict.fromkeys((*_up(own, top), *_up(os.path.realpath(path), top)))
-    for each in looked_at:
+    above = top.rstrip("/") + "/"
+    way = dict.fromkeys(_way(os.path.join(top, os.path.relpath(path, root))))
+    for each in way:
+        if each != top and above.startswith(each.rstrip("/") + "/"):
+            continue
         try:
             info = os.lstat(each)
         except OSError as err:
             return f"{each}: {err.strerror}"
         if info.st_uid not in ours:
             return f"{each} belongs to uid {info.st_uid}; only root's files decide what may be loaded"
+        if stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL:
+            continue  # a link to it masks a file; what is written to it is gone
         if stat.S_ISLNK(info.st_mode) or (stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX):
             continue  # only its owner can replace what is root's in a sticky directory
         if info.st_mode & 0o022:
@@ -123,12 +130,29 @@ def untrusted(path: str, root: str) -> str | None:
     return None
 
 
-def _up(path: str, top: str) -> Iterator[str]:
-    """Yield a path and the directories above it, up to `top` or the root."""
-    yield path
-    while path not in (top, "/"):
-        path = os.path.dirname(path)
-        yield path
+def _way(path: str) -> Iterator[str]:
+    """Yield each directory and link that one comes by on the way to a file, and the file."""
+    at, links = "/", 0
+    left = path.split("/")[::-1]
+    yield at
+    while left:
+        part = left.pop()
+        if part in {"", "."}:
+            continue
+        if part == "..":
+            at = os.path.dirname(at)
+            continue
+        at = os.path.join(at, part)
+        yield at
+        try:
+            target = os.readlink(at)
+        except OSError:
+            continue  # no link, or nothing at all
+        links += 1
+        if links > _LINKS_MAX:
+            return  # opening it fails, too
+        at = "/" if target.startswith("/") else os.path.dirname(at)
+        left += target.split("/")[::-1]
 
 
 def assemble(texts: Mapping[str, str], known: Names) -> Policy:
@@ -176,7 +200,7 @@ class LastGood:
                 return None
             texts = json.loads(whole.read(self.path, 2 * _ALL_MAX))
             return assemble({str(name): str(text) for name, text in texts.items()}, names())
-        except (OSError, ValueError, AttributeError, KmoddError):
+        except (OSError, ValueError, AttributeError, RecursionError, KmoddError):
             return None
 
 

@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from kmodd.policy.decide import ALLOWED, NO_RIGHT, Judgement, RuleSet, decide
+from kmodd.policy.decide import ALLOWED, NO_RIGHT, Judgement, Over, RuleSet, decide
 from kmodd.policy.files import Policy
 from kmodd.policy.rates import Rates
-from kmodd.policy.rules import Action, Facts, Mode, Wanted
+from kmodd.policy.rules import Action, Facts, Mode, Rule, Wanted
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _within(_rule: Rule, _facts: Facts) -> bool:
+    return False
 
 
 class PolicyInForce:
@@ -85,12 +89,19 @@ class PolicyInForce:
     def judge(self, facts: Facts, wanted: Callable[[], Wanted | None], *, again: bool = False) -> Judgement:
         """Return whether a request may go on. `wanted` is called where there are rules at all.
 
-        `again`: it has been judged before, or is only asked about: no rate counts it.
+        `again`: it has been judged, and counted, before: no rate is against it now.
         """
+        return self._judge(facts, wanted, _within if again else self._rates.take)
+
+    def check(self, facts: Facts, wanted: Callable[[], Wanted | None]) -> Judgement:
+        """Return what would be said of such a request if it came now; it is not counted."""
+        return self._judge(facts, wanted, self._rates.look)
+
+    def _judge(self, facts: Facts, wanted: Callable[[], Wanted | None], over: Over) -> Judgement:
         judgement = ALLOWED
         if self.active:
-            over = self._rates.look if again else self._rates.take
             judgement = decide(self._rules, facts, wanted(), self._now(), over, sealed=self._sealed)
-        if facts.stranger and judgement.allowed and not judgement.lets_peer:
+        # What a module asks for as it loads belongs to that module, which the peer has been let have.
+        if facts.stranger and not facts.nested and judgement.allowed and not judgement.lets_peer:
             return NO_RIGHT
         return judgement

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from kmodd.model import Requester, Source
+from kmodd.model import Outcome, Requester, Source
 from kmodd.policy.decide import Judgement, RuleSet, decide
+from kmodd.policy.parse import quoted
 from kmodd.policy.rules import Facts, Mode, Rule, Wanted
 
 _NAMES_SHOWN = 6
+_GOT = frozenset(outcome.value for outcome in (Outcome.LOADED, Outcome.ALREADY_LIVE, Outcome.BUILT_IN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,14 @@ def _who(facts: Facts) -> _Who:
 def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str:
     """Return the text of a policy file that allows what was used, by whom, and denies everything else.
 
-    A request that was denied teaches nothing. `live`: modules that are in the kernel whoever brought them
-    in; privileged tasks may have them. `made`: when and from what, for its first line.
+    A request that was denied teaches nothing, and neither does a stranger's of the API that came to nothing:
+    whoever gives up at once is not judged, and would be given a right by it. `live`: modules that are in the
+    kernel whoever brought them in; privileged tasks may have them. `made`: when and from what, for its first
+    line.
     """
     used: dict[_Who, list[Observed]] = {}
     for request in observed:
-        if request.outcome != "denied":
+        if _teaches(request):
             used.setdefault(_who(request.facts), []).append(request)
     lines = [
         f"# Learned by `kmodd policy learn`, {made}.",
@@ -69,10 +72,23 @@ def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str
             "# In the kernel now, and not asked for through kmodd: for privileged tasks.",
             "[[rule]]",
         ]
-        lines += [_list("module", others), "privileged = true", 'action = "allow"', 'reason = "live"']
+        lines += [
+            _list("module", list(map(_literal, others))),
+            "privileged = true",
+            'action = "allow"',
+            'reason = "live"',
+        ]
     lines += ["", "# Whatever else is installed. A name that nothing is installed for is not found, as ever."]
-    lines += ["[[rule]]", 'module = "*"', 'action = "deny"', 'reason = "not used as far as was learned"', ""]
+    lines += ["# unknown = true: and everything, while nobody can say what is installed."]
+    lines += ["[[rule]]", 'module = "*"', "unknown = true", 'action = "deny"']
+    lines += ['reason = "not used as far as was learned"', ""]
     return "\n".join(lines)
+
+
+def _teaches(request: Observed) -> bool:
+    if request.facts.source in {Source.API, Source.CLI} and request.facts.requester.uid != 0:
+        return request.outcome in _GOT
+    return request.outcome != "denied"
 
 
 def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[str]:
@@ -95,11 +111,11 @@ def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[st
 
 
 def _conditions(who: _Who) -> list[str]:
-    lines = [f"source = {_text(who.source)}"]
+    lines = [f"source = {quoted(who.source)}"]
     if who.uid >= 0:
         lines.append(f"uid = {who.uid}")
     if who.exe:
-        lines.append(f"exe = {_text(_literal(who.exe))}")
+        lines.append(f"exe = {quoted(_literal(who.exe))}")
     if who.container:
         lines.append(f"container = {who.container}")
     return lines
@@ -110,18 +126,13 @@ def _literal(text: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in text)
 
 
-def _text(text: str) -> str:
-    # JSON's strings are TOML's basic strings, but for the one character that TOML wants escaped too.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 def _list(key: str, items: Sequence[str]) -> str:
     lines, line = [f"{key} = ["], "   "
     for item in items:
         if len(line) + len(item) > 100:
             lines.append(line)
             line = "   "
-        line += f" {_text(item)},"
+        line += f" {quoted(item)},"
     return "\n".join([*lines, line, "]"])
 
 

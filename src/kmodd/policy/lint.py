@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from kmodd.model import Source
 from kmodd.policy.files import Policy
 from kmodd.policy.patterns import Globs, Numbers
 from kmodd.policy.rules import Action, Mode, Rule
@@ -28,32 +29,53 @@ def lint(policy: Policy, now: datetime) -> list[tuple[str, int, str]]:
         if rule.ended(now):
             found.append((rule.file, rule.line, f"its time was over on {rule.until:%Y-%m-%d}: remove it"))
             continue
-        if (before := _shadow(rules, number, now)) is not None:
-            found.append(
-                (rule.file, rule.line, f"can never match: {before.place} decides all that it asks for")
-            )
+        if (words := _shadow(rules, number, now)) is not None:
+            found.append((rule.file, rule.line, words))
     order = {file.name: number for number, file in enumerate(policy.files)}
     return sorted(found, key=lambda item: (order.get(item[0], 0), item[1]))
 
 
-def _shadow(rules: Sequence[Rule], number: int, now: datetime) -> Rule | None:
+def _shadow(rules: Sequence[Rule], number: int, now: datetime) -> str | None:
     rule = rules[number]
-    allows_by_module = False
+    nearly: str | None = None
     for before in rules[:number]:
-        if covers(before, rule, now) and not (allows_by_module and _goes_past(before, rule)):
-            return before
-        allows_by_module = allows_by_module or (before.action is Action.ALLOW and before.module is not None)
-    return None
+        if not covers(before, rule, now):
+            continue
+        left = _left(before, rule)
+        if not left:
+            return f"can never match: {before.place} decides all that it asks for"
+        nearly = nearly or f"matches no more than {' and '.join(left)}: {before.place} decides all else"
+    return nearly
+
+
+def _left(before: Rule, rule: Rule) -> list[str]:
+    """Return what a rule finds although one before it is for all that it asks for."""
+    left = []
+    if _goes_past(before, rule):
+        left.append("what an allowed module needs or asks for")
+    peers = {Source.API.value, Source.CLI.value}
+    of_peers = rule.source is None or not peers.isdisjoint(rule.source)
+    if of_peers and not _gives_nothing(rule) and _gives_nothing(before):
+        left.append("requests of strangers of the API")
+    return left
+
+
+def _gives_nothing(rule: Rule) -> bool:
+    """Whether a stranger of the API passes by a rule."""
+    return rule.action is Action.ALLOW and not rule.names_peers
 
 
 def _goes_past(before: Rule, rule: Rule) -> bool:
-    """Whether a rule may still find what an allowed module needs, which one that means everything leaves."""
-    general = before.module is None or before.any_module
-    return general and rule.module is not None and not rule.any_module
+    """Whether a rule finds what one that means everything leaves."""
+    if before.module is not None and not before.any_module:
+        return False
+    if rule.module is not None:
+        return bool(rule.module.exact) or rule.module.wild is not None
+    return before.name is None and rule.name is not None
 
 
 def covers(before: Rule, rule: Rule, now: datetime) -> bool:
-    """Return whether `before` has decided whatever `rule` asks for, as far as that is sure."""
+    """Return whether `before` has decided whatever `rule` asks for, as far as that is sure; see `_left`."""
     if before.rate is not None or before.ended(now) or before.mode.strength < rule.mode.strength:
         return False
     if before.until is not None and (rule.until is None or rule.until > before.until):
@@ -80,9 +102,8 @@ def _globs(before: Globs | None, rule: Globs | None) -> bool:
         return False
     if before.any:
         return True
-    names = rule.exact
     wild = [pattern for pattern in rule.patterns if any(char in pattern for char in "*?[")]
-    return all(before.matches(name) for name in names) and all(item in before.patterns for item in wild)
+    return all(before.matches(name) for name in rule.exact) and all(item in before.patterns for item in wild)
 
 
 def _either(before: Globs | bool | None, rule: Globs | bool | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,10 +21,14 @@ RULES_MAX = 5_000
 """Rules of one file: a request is compared with each."""
 _VALUES_MAX = 20_000
 _TEXT_MAX = 1024
+_GLOB_MAX = 3 * 4096
+"""Characters of a value: the longest path, each character of it in brackets."""
 _ID_MAX = (1 << 32) - 1
-_RATE = re.compile(r"^(\d{1,9})/(s|sec|min|h|hour|d|day)$")
+_RATE = re.compile(r"([0-9]{1,9})/(s|sec|min|h|hour|d|day)")
 _SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
 _HEADER = re.compile(r"""^\s*\[\[\s*(?:rule|"rule"|'rule')\s*\]\]""")
+_ENDS = {"'''": re.compile(r".*?'{3,5}"), '"""': re.compile(r'(?:[^"\\]|\\.|"(?!""))*"{3,5}')}
+"""The rest of a string of several lines: up to two quotes may stand before the three that end it."""
 _PART = re.compile(r"'''|\"\"\"|\"(?:[^\"\\]|\\.)*\"|'[^']*'|#.*")
 
 FIELDS = (
@@ -74,7 +79,7 @@ def parse(text: str, file: str, names: Names) -> PolicyFile:
     """
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:
         where = re.search(r"\(at line (\d+), column \d+\)", str(err))
         raise PolicyError(f"not TOML: {err}", file, int(where[1]) if where else None) from err
     if unknown := sorted(data.keys() - {"mode", "rule"}):
@@ -100,24 +105,23 @@ def parse(text: str, file: str, names: Names) -> PolicyFile:
     return PolicyFile(file, tuple(rules), tuple(doubts))
 
 
+def quoted(text: str) -> str:
+    """Return a text as TOML has it."""
+    # JSON's strings are TOML's basic strings, but for the one character that TOML wants escaped too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _header_lines(text: str) -> list[int]:
     """Return the numbers of the lines `[[rule]]`, those in strings of several lines left out."""
     found, inside = [], ""
     for number, line in enumerate(text.split("\n"), 1):
-        rest = line
         if not inside and _HEADER.match(line):
             found.append(number)
             continue
-        while rest:
-            if inside:
-                _text, end, rest = rest.partition(inside)
-                inside = "" if end else inside
-                continue
-            part = _PART.search(rest)
-            if part is None:
-                break
-            inside = part[0] if part[0] in {"'''", '"""'} else ""
-            rest = rest[part.end() :]
+        at = 0
+        while (part := (_ENDS[inside].match if inside else _PART.search)(line, at)) is not None:
+            inside = part[0] if not inside and part[0] in _ENDS else ""
+            at = part.end()
     return found
 
 
@@ -231,8 +235,8 @@ def _strings(value: object) -> list[str]:
     for item in items:
         if not isinstance(item, str):
             raise _Wrong(f"takes a string or a list of strings, not {_shown(item)}")
-        if not item or len(item) > _TEXT_MAX or not item.isprintable():
-            raise _Wrong(f"takes 1 to {_TEXT_MAX} printable characters, not {_shown(item)}")
+        if not item or len(item) > _GLOB_MAX or not item.isprintable():
+            raise _Wrong(f"takes 1 to {_GLOB_MAX} printable characters, not {_shown(item)}")
     return items
 
 
@@ -298,7 +302,7 @@ def _range(value: object) -> tuple[int, int]:
 
 
 def _rate(value: object) -> Rate:
-    found = _RATE.match(value) if isinstance(value, str) else None
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
     if found is None or int(found[1]) == 0:
         raise _Wrong(f'takes a number and a time, as in "10/min" (s, min, h or day), not {_shown(value)}')
     return Rate(int(found[1]), _SECONDS[found[2]], found[0])

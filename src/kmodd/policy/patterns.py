@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from kmodd.names import normalise
-
 _WILD = re.compile(r"[*?\[]")
+_STARS = re.compile(r"\*+")
+_CLASS_OR_DASH = re.compile(r"\[(!?)(\]?[^\]]*)\]|-")
 
 
 def plain(name: str) -> str:
@@ -20,32 +20,51 @@ def plain(name: str) -> str:
     return name.replace("-", "_")
 
 
+def _named(pattern: str) -> str:
+    """Return a glob on names as one on what `plain` returns: each `-` is `_`, but for those of ranges."""
+    return _CLASS_OR_DASH.sub(_spelled, pattern)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    if found[0] == "-":
+        return "_"
+    first, inside = found[1], found[2]
+    if inside[:1] == "-":
+        inside = "_" + inside[1:]
+    if inside[-1:] == "-":
+        inside = inside[:-1] + "_"
+    return f"[{first}{inside}]"
+
+
 @dataclass(frozen=True, slots=True)
 class Globs:
-    """Patterns as of fnmatch(3); `matches` says whether any of them does. Upper and lower case differ."""
+    """Patterns as of fnmatch(3); `matches` says whether any of them does. Upper and lower case differ.
+
+    `any`: whether they match whatever there is, by a pattern `*`.
+    """
 
     patterns: tuple[str, ...]
     exact: frozenset[str]
+    any: bool
     wild: re.Pattern[str] | None = field(compare=False)
 
     @classmethod
     def of(cls, patterns: Iterable[str], *, names: bool = False) -> Globs:
         """Make patterns ready; `names`: of names, in which `-` and `_` are the same."""
         given = tuple(patterns)
-        ready = [normalise(pattern) if names else pattern for pattern in given]
-        exact = frozenset(pattern for pattern in ready if not _WILD.search(pattern))
         # Two stars side by side are one, and each costs.
-        rest = [fnmatch.translate(re.sub(r"\*+", "*", pattern)) for pattern in ready if pattern not in exact]
-        return cls(given, exact, re.compile("|".join(rest)) if rest else None)
+        ready = [_STARS.sub("*", _named(pattern) if names else pattern) for pattern in given]
+        exact = frozenset(pattern for pattern in ready if not _WILD.search(pattern))
+        rest = [fnmatch.translate(pattern) for pattern in ready if pattern not in exact and pattern != "*"]
+        return cls(given, exact, "*" in ready, re.compile("|".join(rest)) if rest else None)
 
     def matches(self, text: str) -> bool:
         """Return whether one of the patterns matches all of `text`."""
-        return text in self.exact or (self.wild is not None and self.wild.match(text) is not None)
+        return self.any or text in self.exact or (self.wild is not None and self.wild.match(text) is not None)
 
-    @property
-    def any(self) -> bool:
-        """Whether they match whatever there is, by a pattern `*`."""
-        return "*" in self.patterns
+    def names(self, text: str) -> bool:
+        """Return whether one of them does that is not `*`, which means everything and names nothing."""
+        return text in self.exact or (self.wild is not None and self.wild.match(text) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +72,18 @@ class Numbers:
     """User or group ids: single ones and ranges, both ends included."""
 
     ranges: tuple[tuple[int, int], ...]
+    single: frozenset[int] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "single", frozenset(first for first, last in self.ranges if first == last))
 
     def matches(self, number: int) -> bool:
         """Return whether a number is among them."""
         return any(first <= number <= last for first, last in self.ranges)
 
     def match_any(self, numbers: Collection[int]) -> bool:
-        """Return whether one of several numbers is among them."""
-        return any(self.matches(number) for number in numbers)
+        """Return whether one of several numbers is among them; who asks says how many, up to thousands."""
+        if not self.single.isdisjoint(numbers):
+            return True
+        wide = [(first, last) for first, last in self.ranges if first != last]
+        return any(first <= number <= last for first, last in wide for number in numbers)

@@ -184,9 +184,10 @@ class Rule:
         return self.unknown if number is None else wanted.matches(number)
 
     def _groups(self, wanted: Numbers, who: Requester) -> bool:
-        if who.gid is None:
-            return self.unknown
-        return wanted.match_any({who.gid, *(who.groups or ())})
+        if (who.gid is not None and wanted.matches(who.gid)) or wanted.match_any(who.groups or ()):
+            return True
+        # Of whom not all groups are known, he may be in this one too.
+        return self.unknown and (who.gid is None or who.groups is None)
 
     def _program(self, facts: Facts) -> bool:
         who = facts.requester

@@ -37,7 +37,7 @@ def checked(
     policy: PolicyInForce, facts: Facts, would_load: Wanted | None, problem: str | None
 ) -> dict[str, Any]:
     """Return what the policy says of a request, as `kmodd policy check --json` shows it."""
-    judgement = policy.judge(facts, lambda: would_load, again=True)
+    judgement = policy.check(facts, lambda: would_load)
     rule = judgement.rule
     return {
         "name": facts.name,
