@@ -105,7 +105,9 @@ class Daemon:
         self._tracing = Tracing()
         # The helpers of another kernel, or below another root, are not those of this kernel's requests.
         real = options.kernel == "linux" and options.root == "/" and pids_are_the_kernels()
-        self._who = WhoAsked(self._tracing) if real else None
+        self._who: WhoAsked | None = None
+        if real:
+            self._who = WhoAsked(self._tracing, check_exe=lambda: self._enforcement.policy.asks_for_exe)
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._listeners: list[Listener] = []

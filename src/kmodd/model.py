@@ -48,7 +48,8 @@ class Outcome(enum.Enum):
 class Requester:
     """Who asked. What is not known is None, never guessed.
 
-    `groups`: the supplementary ones, for rules; they are not told.
+    `groups`: the supplementary ones, for rules; they are not told. `exe_doubtful`: another program may be at
+    that path for everybody else, or that has not been looked at.
     """
 
     pid: int | None = None
@@ -62,12 +63,14 @@ class Requester:
     call_site: str | None = None
     kernel_thread: bool | None = None
     groups: tuple[int, ...] | None = None
+    exe_doubtful: bool = field(default=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract's JSON object."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "groups"}
+        return {name: getattr(self, name) for name in self.__slots__ if name not in _NOT_TOLD}
 
 
+_NOT_TOLD = frozenset({"groups", "exe_doubtful"})
 UNKNOWN_REQUESTER = Requester()
 
 
@@ -78,7 +81,7 @@ class Decision:
     action: str = "allow"
     rule: str | None = None
     mode: str | None = None
-    reason: str | None = None
+    reason: str | None = field(default=None, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract's JSON object."""

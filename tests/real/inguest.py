@@ -346,6 +346,21 @@ def events_are(count: int, since: int) -> list[dict[str, Any]]:
     return found
 
 
+def events_of(pid: int, count: int, since: int) -> list[dict[str, Any]]:
+    """Return the requests of a process after event number `since` once there are `count` of them.
+
+    What the modules ask for that it gets is not among them.
+    """
+
+    def look() -> list[dict[str, Any]]:
+        found = [event for event in events(since) if event["requester"]["pid"] in {pid, None}]
+        assert len(found) >= count, found
+        return found
+
+    found: list[dict[str, Any]] = until(look)
+    return found
+
+
 def becomes_live(name: str) -> None:
     """Return once a module is live."""
     until(lambda: _true(name in live()))
@@ -712,7 +727,7 @@ def asker_as(**order: Any) -> dict[str, Any]:
         events_are(1, before)
         _let_ask(process)
     assert process.wait(60) == 0
-    events_are(order["count"], before)
+    events_of(told["pid"], order["count"], before)
     return told
 
 
@@ -835,9 +850,8 @@ def judged(rule: str, **order: Any) -> dict[str, Any]:
     """Let somebody ask under this one deny rule; return the request's event."""
     policy(f'[[rule]]\naction = "deny"\nreason = "judged"\n{rule}\n')
     before = last_event()
-    asker_as(count=1, **order)
-    [event] = events_are(1, before)
-    return event
+    told = asker_as(count=1, **order)
+    return events_of(told["pid"], 1, before)[0]
 
 
 def without_daemon(how: str) -> dict[str, Any]:
@@ -910,3 +924,68 @@ def denied_in_flight() -> dict[str, Any]:
         "before_it": "kmodd_sleep" in live(),
         "event": event,
     }
+
+
+def killed_askers(rounds: int) -> dict[str, Any]:
+    """A user's tasks ask for a module that he is denied, and are killed at once, sooner or later."""
+    policy('[[rule]]\nprivileged = false\nmodule = "rxrpc"\naction = "deny"\nreason = "judged"\n')
+    assert unload(["rxrpc"]) == []
+    before = last_event()
+    for turn in range(rounds):
+        pid = os.fork()
+        if pid == 0:
+            os.setgroups([])
+            os.setresgid(1000, 1000, 1000)
+            os.setresuid(1000, 1000, 1000)
+            open_socket(33)
+            os._exit(0)
+        # From before it asks to after it has been answered: every place in between is hit by some.
+        time.sleep(0.0007 * (turn % 40))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert "rxrpc" not in live(), turn
+    until(lambda: _true(loads_running() == 0))
+    told = [event for event in events(before) if event["name"] == "net-pf-33"]
+    return {
+        "live": "rxrpc" in live(),
+        "outcomes": sorted({event["outcome"] for event in told}),
+        "gone": sum(event["decision"]["rule"] == "gone" for event in told),
+        "told": len(told),
+    }
+
+
+def asker_disguised() -> dict[str, Any]:
+    """A user runs a program of his own over the path of another, in a mount namespace of his."""
+    policy(
+        '[[rule]]\nexe = "/usr/bin/mount"\naction = "allow"\n'
+        '[[rule]]\nprivileged = false\nunknown = true\naction = "deny"\nreason = "judged"\n'
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    program, own = str(Path(__file__).with_name("asker.py")), "/tmp/own"
+    Path(own).write_bytes(Path(os.path.realpath(sys.executable)).read_bytes())
+    os.chmod(own, 0o755)
+    order = json.dumps({"kind": "socket", "what": 7, "count": 1, "uid": 0, "exe": "/usr/bin/mount"})
+
+    def disguise() -> None:
+        os.setgroups([])
+        os.setresgid(1000, 1000, 1000)
+        os.setresuid(1000, 1000, 1000)
+        if libc.unshare(0x10020000):  # CLONE_NEWUSER, CLONE_NEWNS
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/uid_map").write_text("0 1000 1")
+        if libc.mount(own.encode(), b"/usr/bin/mount", None, 0x1000, None):  # MS_BIND
+            raise OSError(ctypes.get_errno(), "mount")
+
+    before = last_event()
+    process = subprocess.Popen(
+        ["/usr/bin/mount", "-S", "-E", program, order],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=disguise,
+    )
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    _let_ask(process)
+    assert process.wait(60) == 0
+    return events_of(told["pid"], 1, before)[0]

@@ -128,6 +128,20 @@ def test_a_task_that_renames_itself_is_who_it_is(call: Call) -> None:
     assert event["outcome"] == "denied"
 
 
+def test_who_kills_his_asker_gets_nothing(call: Call) -> None:
+    """Its helper goes on, and nobody can say any more who it was for."""
+    found = call("killed_askers", rounds=120, timeout=300)
+    assert found["live"] is False
+    assert found["outcomes"] == ["denied"]
+    assert found["gone"] > 0, found
+
+
+def test_a_program_at_the_path_of_another_is_not_the_other(call: Call) -> None:
+    event = call("asker_disguised", timeout=120)
+    assert event["requester"]["exe"] == "/usr/bin/mount"
+    assert (event["outcome"], event["reason"]) == ("denied", "judged")
+
+
 def test_who_is_not_known_is_matched_only_where_the_rule_says_so(call: Call) -> None:
     asked = {"kind": "nowait", "what": "nosuchmodule"}
     assert call("judged", rule="uid = 0", **asked)["outcome"] == "not-found"
@@ -215,8 +229,8 @@ def test_modharden_and_exposure(guest: Guest, call: Call) -> None:
     call("asker_as", kind="socket", what=AF_RXRPC, count=1, uid=1000)
     assert [event["outcome"] for event in call("events_are", count=1, since=since)] == ["denied"]
     since = call("last_event")
-    call("asker_as", kind="socket", what=AF_RXRPC, count=1)
-    assert [event["outcome"] for event in call("events_are", count=1, since=since)] == ["loaded"]
+    root = call("asker_as", kind="socket", what=AF_RXRPC, count=1)
+    assert call("events_of", pid=root["pid"], count=1, since=since)[0]["outcome"] == "loaded"
 
 
 def test_what_is_learned_allows_what_was_used(guest: Guest, call: Call) -> None:

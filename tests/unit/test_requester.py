@@ -396,9 +396,9 @@ def test_each_task_is_looked_at_about_once_however_many_ask_for_one_name(
     looks = []
     waiting = requester.waiting
 
-    def counted(tid: int, root: str) -> Requester | None:
+    def counted(tid: int, root: str, **more: bool) -> Requester | None:
         looks.append(tid)
-        return waiting(tid, root)
+        return waiting(tid, root, **more)
 
     monkeypatch.setattr(requester, "waiting", counted)
     for tid in range(200, 250):

@@ -20,6 +20,7 @@ from kmodd.broker.loader import Loader, Report
 from kmodd.broker.states import RequestState, advance
 from kmodd.broker.watch import ASLEEP, DeadlockWatch, FindBlocked
 from kmodd.errors import InvalidName, errno_words
+from kmodd.kernel.stacks import session_of
 from kmodd.model import (
     UNKNOWN_REQUESTER,
     Event,
@@ -54,13 +55,14 @@ class Asker:
     """Who asks, as far as that is known.
 
     `session`: the session id. `tid`: the thread id. A `stranger` may have nothing but what a rule of the
-    policy gives it.
+    policy gives it. `gone`: who it was is not known, and it has ended.
     """
 
     requester: Requester = UNKNOWN_REQUESTER
     session: int | None = None
     tid: int | None = None
     stranger: bool = False
+    gone: bool = False
 
 
 NOBODY = Asker()
@@ -352,12 +354,13 @@ class Broker:
     def _facts(self, ticket: Ticket) -> list[Facts]:
         """Return a request as the policy sees it: where a module makes it as it loads, for whom that is."""
         request = ticket.request
-        facts = Facts(request.name, request.source, request.requester, stranger=ticket.asker.stranger)
-        tid = ticket.asker.tid
-        if tid is None or not self.policy.active:
+        asker = ticket.asker
+        facts = Facts(
+            request.name, request.source, request.requester, stranger=asker.stranger, gone=asker.gone
+        )
+        loads = self._made_by(ticket)
+        if not loads:
             return [facts]
-        inside = {load.number for load in self._loader.running() if load.tid == tid}
-        loads = [load for load in self._running.values() if inside & load.waits]
         owners = {owner for load in loads for owner in load.gate.owners}
         return [
             replace(
@@ -367,7 +370,21 @@ class Broker:
                 requester=replace(owner.requester, call_site=request.requester.call_site),
             )
             for owner in owners
-        ] or [facts]
+        ]
+
+    def _made_by(self, ticket: Ticket) -> list[Load]:
+        """Return the loads in which a module makes this request; empty where it is somebody else's."""
+        tid = ticket.asker.tid
+        if tid is None:
+            return []
+        inside = {load.number for load in self._loader.running() if load.tid == tid}
+        sessions = {load.session_id for load in self._running.values()} - {None}
+        session = session_of(tid) if sessions and not inside else None
+        return [
+            load
+            for load in self._running.values()
+            if inside & load.waits or (session is not None and load.session_id == session)
+        ]
 
     def _policy_changed(self) -> None:
         """Judge those who wait again, and the loads that go on without them."""

@@ -35,8 +35,8 @@ class Enforcement:
         self._sealed = os.path.join(run_dir, SEALED)
         self._last_good = LastGood(os.path.join(root, "var/lib/kmodd/policy.json"))
         self._reading = asyncio.Lock()
-        self._late: asyncio.Task[None] | None = None
-        self._saving: asyncio.Task[None] | None = None
+        self._taken = 0
+        self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Put in force what there is, before the first request.
@@ -47,16 +47,19 @@ class Enforcement:
         self.policy.seal(self._was_sealed())
         reading = asyncio.get_running_loop().create_task(self._read())
         await asyncio.wait([reading], timeout=_PATIENCE)
-        if not reading.done():
-            # Whoever a rule names by a name that only a directory service knows is not known yet.
-            log.warning("policy: user names are still being looked up; rules that name them do not match yet")
-            self.policy.problem = "names of users and groups are still being looked up"
-            self._take(await in_own_thread("kmod_policy", lambda: files.load(self.root, ask=False)))
-            self._late = asyncio.get_running_loop().create_task(self._take_late(reading))
-            return
+        late = not reading.done()
         try:
-            self._take(reading.result())
-            self._save()
+            if late:
+                # Whom a rule names by a name that only a directory service knows is not known yet.
+                self._take(await in_own_thread("kmod_policy", lambda: files.load(self.root, ask=False)))
+                self.policy.problem = (
+                    "names of users and groups are still looked up: rules for them match nobody"
+                )
+                log.warning("policy: %s", self.policy.problem)
+                self._background.append(asyncio.get_running_loop().create_task(self._take_late(reading)))
+            else:
+                self._take(reading.result())
+                self._background.append(asyncio.get_running_loop().create_task(self._save_in_turn()))
         except PolicyError as err:
             kept = await in_own_thread("kmod_policy", self._last_good.load)
             if kept is None:
@@ -85,7 +88,7 @@ class Enforcement:
                 self._record("reload", error=str(err), requester=requester)
                 raise
             self._take(policy)
-            self._save()
+            await self._save()
             log.info("policy read again: %d rules", len(policy.rules))
             self._record("reload", error=None, requester=requester)
 
@@ -126,31 +129,44 @@ class Enforcement:
         return await in_own_thread("kmod_policy", lambda: files.load(self.root))
 
     async def _take_late(self, reading: asyncio.Task[Policy]) -> None:
+        """Put in force what a start has not waited for, if nothing newer has been put in force since."""
+        taken = self._taken
         try:
-            self._take(await reading)
+            policy = await reading
         except PolicyError as err:
             log.error("policy: %s", err)
-        else:
-            self._save()
+            return
+        async with self._reading:
+            if self._taken == taken:
+                self._take(policy)
+                await self._save()
 
     def _take(self, policy: Policy) -> None:
+        self._taken += 1
         self.policy.problem = None
         self.policy.replace(policy)
         for file in policy.files:
             for line, doubt in file.doubts:
                 log.warning("policy: %s:%d: %s", file.name, line, doubt)
 
-    def _save(self) -> None:
+    async def _save_in_turn(self) -> None:
+        async with self._reading:
+            await self._save()
+
+    async def _save(self) -> None:
+        """Keep a copy of what is in force, for a start at which the files are broken."""
         policy = self.policy.policy
+        if self.policy.problem is not None:
+            return
 
-        async def save() -> None:
-            try:
-                await in_own_thread("kmod_policy", lambda: self._last_good.save(policy))
-            except OSError as err:
-                log.warning("policy: cannot keep a copy for a start with broken files: %s", err)
+        def save() -> None:
+            if policy.files or os.path.exists(self._last_good.path):
+                self._last_good.save(policy)
 
-        if self.policy.problem is None and (policy.files or os.path.exists(self._last_good.path)):
-            self._saving = asyncio.get_running_loop().create_task(save())
+        try:
+            await in_own_thread("kmod_policy", save)
+        except OSError as err:
+            log.warning("policy: cannot keep a copy for a start with broken files: %s", err)
 
     def _record(self, action: str, *, error: str | None, requester: dict[str, Any] | None = None) -> None:
         policy = self.policy

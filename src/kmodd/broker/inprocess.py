@@ -6,7 +6,6 @@ A closure is loaded along its dependencies, independent branches at once; each m
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 from collections.abc import Sequence
@@ -215,15 +214,16 @@ class ChosenLoader:
     async def load(self, name: str, progress: Progress) -> Report:
         """Load by modprobe where its path is set, else in this process."""
         if self._settings.modprobe_path:
-            if not await self._may_begin(name, progress):
+            if progress.judged_by_plan():
+                try:
+                    plan: Plan | None = (await self._in_process.plan(name))[0]
+                except KmoddError as err:
+                    # What it would load nobody can say, and so not whether that is denied.
+                    progress.may_begin(lambda: None)
+                    return Report(Outcome.FAILED, -errno.ENOENT, (), f"cannot load {name}: {err}")
+            else:
+                plan = None
+            if not progress.may_begin(lambda: plan):
                 return denied(name)
             return await self._external.load(name, progress)
         return await self._in_process.load(name, progress)
-
-    async def _may_begin(self, name: str, progress: Progress) -> bool:
-        """Have the requesters judged by our own plan: what modprobe is going to do it does not say before."""
-        plan: Plan | None = None
-        if progress.judged_by_plan():
-            with contextlib.suppress(KmoddError):
-                plan, _release = await self._in_process.plan(name)
-        return progress.may_begin(lambda: plan)

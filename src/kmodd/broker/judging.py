@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from kmodd.policy.decide import Judgement
+from kmodd.policy.decide import CLOSED, Judgement
 from kmodd.policy.inforce import PolicyInForce
 from kmodd.policy.plans import wanted
 from kmodd.policy.rules import Facts, Wanted
@@ -30,7 +30,7 @@ class Gate:
         self.judged = True
 
     def judge(self, asked: Iterable[Facts], *, again: bool = False) -> Judgement:
-        """Judge a request; of several in whose name it is made one that may is enough."""
+        """Judge a request; of several in whose name it is made one that may is enough, and nobody is not."""
         denial: Judgement | None = None
         for facts in asked:
             judgement = self._policy.judge(facts, self._would_load, again=again)
@@ -38,8 +38,7 @@ class Gate:
                 self._owners.add(facts)
                 return judgement
             denial = denial or judgement
-        assert denial is not None
-        return denial
+        return denial or CLOSED
 
     def judge_again(self) -> None:
         """The policy has changed: whoever may no longer have it owns the load no more."""

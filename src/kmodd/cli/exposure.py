@@ -6,17 +6,16 @@ import json
 from argparse import Namespace
 
 from kmodd.cli.policy import ask
-from kmodd.cli.policyfiles import below
+from kmodd.cli.policyfiles import below, in_force
 from kmodd.cli.resolve import sources
 from kmodd.connection import Connection, Reply
 from kmodd.errors import KmoddError
 from kmodd.model import Requester, Source
 from kmodd.policy import exposure as counting
-from kmodd.policy import files
 from kmodd.policy.inforce import PolicyInForce
 from kmodd.policy.plans import wanted
 from kmodd.policy.reach import Reach
-from kmodd.policy.rules import Facts, Mode, Wanted
+from kmodd.policy.rules import Facts, Wanted
 from kmodd.tree.index import Index
 from kmodd.tree.modprobed import Config
 from kmodd.tree.plan import resolve
@@ -41,7 +40,7 @@ def exposure(arguments: Namespace) -> int:
     """Print what could be had, what is live, and what was ever used."""
     index, config, _live = sources(None, None if arguments.root in {None, "/"} else arguments.root)
     if arguments.root is None:
-        policy, live, used = _in_force(), _live_now(), _ever_used()
+        policy, live, used = in_force(), _live_now(), _ever_used()
     else:
         policy, live, used = below(arguments.root), frozenset(), frozenset()
     counter = _Counter(index, config, policy)
@@ -51,9 +50,7 @@ def exposure(arguments: Namespace) -> int:
         return 0
     counts = [(_WORDS[who], len(found.of(who))) for who in Reach]
     counts += [("live", found.live), ("ever used", found.used)]
-    print(
-        f"{found.installed} modules are installed for {index.release}; through requests of the kernel may have"
-    )
+    print(f"{found.installed} modules are installed for {index.release}; by requests of the kernel may have")
     print(show.table([[what, str(count), _share(count, found.installed)] for what, count in counts]))
     if arguments.list:
         for who in Reach:
@@ -89,16 +86,6 @@ class _Counter:
             except KmoddError:
                 self._wanted[name] = None
         return self._wanted[name]
-
-
-def _in_force() -> PolicyInForce:
-    """Return the daemon's policy."""
-    told = ask("GetPolicy", "policy")
-    policy = PolicyInForce()
-    policy.replace(files.assemble({file["name"]: file["text"] for file in told["files"]}, files.names()))
-    policy.set_mode(Mode(told["mode"]))
-    policy.seal(bool(told["sealed"]))
-    return policy
 
 
 def _live_now() -> frozenset[str]:

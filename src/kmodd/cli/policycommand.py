@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import tomllib
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 
 from kmodd.cli.policy import ask
@@ -72,35 +75,57 @@ def _command(arguments: Namespace, command: Command | None, forgotten: str | Non
     """Change the file of commands, and have the daemon take it; where it does not, all is as it was."""
     directory, reachable = _place(runtime=arguments.runtime)
     path = os.path.join(directory, COMMANDS)
-    before = ""
+    with _alone(directory):
+        before, had = _commands(path)
+        left = changed(had, command, forgotten)
+        if command is None and left == had:
+            raise NotFound(f"no command denies or allows {forgotten} in {path}")
+        # Before it is written: a daemon that is not running would not start with a file that it cannot take.
+        parse(as_text(left), COMMANDS, files.names(ask=False))
+        _put(path, as_text(left) if left else None)
+        if not reachable:
+            print(f"kmodd: the daemon is not running; {path} counts from its start on", file=sys.stderr)
+            return
+        try:
+            Connection().call("ReloadPolicy")
+        except Reply as reply:
+            _put(path, before)
+            raise reply.as_error() from None
+
+
+@contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """Have nobody else change the file of commands meanwhile: two denials at once are both to hold."""
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise KmoddError(f"cannot write below {directory}: {err.strerror}") from err
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _commands(path: str) -> tuple[str | None, list[Command]]:
+    """Return the file of commands, as it is and as commands; None where there is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            before = file.read()
-        had = commands(before)
+            text = file.read()
+        return text, commands(text)
     except FileNotFoundError:
-        had = []
+        return None, []
     except (OSError, ValueError, KeyError, TypeError, tomllib.TOMLDecodeError) as err:
         raise KmoddError(f"cannot change {path}: {err}; correct it or remove it") from err
-    left = changed(had, command, forgotten)
-    if command is None and left == had:
-        raise NotFound(f"no command denies or allows {forgotten} in {path}")
-    # Before it is written: a daemon that is not running would not start with a file that it cannot take.
-    parse(as_text(left), COMMANDS, files.names(ask=False))
-    if left:
-        write(path, as_text(left))
-    else:
-        os.unlink(path)
-    if not reachable:
-        print(f"kmodd: the daemon is not running; {path} counts from its start on", file=sys.stderr)
+
+
+def _put(path: str, text: str | None) -> None:
+    if text is not None:
+        write(path, text)
         return
-    try:
-        Connection().call("ReloadPolicy")
-    except Reply as reply:
-        if before or not left:
-            write(path, before)
-        else:
-            os.unlink(path)
-        raise reply.as_error() from None
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _place(*, runtime: bool) -> tuple[str, bool]:

@@ -39,6 +39,16 @@ def below(root: str) -> PolicyInForce:
     return policy
 
 
+def in_force() -> PolicyInForce:
+    """Return the daemon's policy, to be asked here."""
+    told = ask("GetPolicy", "policy")
+    policy = PolicyInForce()
+    policy.replace(files.assemble({file["name"]: file["text"] for file in told["files"]}, files.names()))
+    policy.set_mode(Mode(told["mode"]))
+    policy.seal(bool(told["sealed"]))
+    return policy
+
+
 def check(root: str, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what `io.kmodd.CheckPolicy` would, of the files below `root` and the modules installed there."""
     policy = below(root)
@@ -155,11 +165,9 @@ def export(arguments: Namespace) -> int:
     """Print what everybody is denied as a file for modprobe.d."""
     if not arguments.modprobe_d:
         raise UsageError("kmodd policy export takes --modprobe-d: there is no other format")
-    if arguments.root is not None:
-        policy = below(arguments.root).policy
-    else:
-        told = ask("GetPolicy", "policy")
-        policy = files.assemble({file["name"]: file["text"] for file in told["files"]}, files.names())
+    policy = below(arguments.root) if arguments.root is not None else in_force()
+    if policy.mode is not Mode.ENFORCE:
+        raise KmoddError(f"nothing is denied: the policy's mode is {policy.mode.value}")
     index, config, _live = sources(None, None if arguments.root in {None, "/"} else arguments.root)
 
     def needed_by(module: str) -> frozenset[str]:
@@ -167,5 +175,5 @@ def export(arguments: Namespace) -> int:
 
     now = datetime.now(UTC)
     made = f"{now:%Y-%m-%d %H:%M} UTC"
-    print(modprobe_d(policy.rules, index.modules(), needed_by, now, made), end="")
+    print(modprobe_d(policy.policy.rules, index.modules(), needed_by, now, made), end="")
     return 0

@@ -6,11 +6,13 @@ its directory in /proc, opened once: should it end and its number go to another 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
 from dataclasses import dataclass
 
+from kmodd.kernel import mounts
 from kmodd.kernel.cgroup import belongs_to
 from kmodd.model import UNKNOWN_REQUESTER, Requester
 from kmodd.names import printable
@@ -114,11 +116,22 @@ def call_site(stack: str) -> str | None:
     return None if asking is None else asking[1]
 
 
-def waiting(tid: int, proc: str = "/proc") -> Requester | None:
+def is_there(tid: int, proc: str = "/proc") -> bool:
+    """Whether a task has not ended; one that was killed is not there, even before its parent knows."""
+    try:
+        with open(f"{proc}/{tid}/stat", "rb") as file:
+            raw = file.read(4096)
+        return raw[raw.rindex(b")") + 2 :][:1] not in {b"Z", b"X", b"x"}
+    except (OSError, ValueError):
+        return False
+
+
+def waiting(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Requester | None:
     """Return who the task `tid` is; None where it does not wait in request_module() now.
 
     `pid` and `comm` are those of its process, `uid`, `gid` and `groups` the task's effective ones. A kernel
     thread has no `exe`. `call_site` is a function of the kernel. What cannot be found out is None.
+    `check_exe`: find out whether the path of its program means the same to everybody.
     """
     try:
         task = _open(tid, proc)
@@ -129,7 +142,10 @@ def waiting(tid: int, proc: str = "/proc") -> Requester | None:
         if blocked is None:
             return None
         status, site = blocked
-        return _facts(task, tid, status, proc, kernel_thread=_is_kernel_thread(task, status), call_site=site)
+        kernel_thread = _is_kernel_thread(task, status)
+        found = _facts(task, tid, status, proc, kernel_thread=kernel_thread, call_site=site)
+        doubtful = not check_exe or mounts.of_program(task) not in mounts.of_init(proc)
+        return dataclasses.replace(found, exe_doubtful=doubtful) if doubtful else found
     except (OSError, ValueError):
         return None  # it was killed while it was looked at
     finally:
@@ -224,6 +240,7 @@ def peer(pid: int, uid: int, proc: str = "/proc") -> Requester:
             pid=pid,
             comm=printable(status.comm),
             exe=_exe(task),
+            exe_doubtful=uid != 0,
             unit=unit,
             container=container,
             privileged=_privileged(task, status, proc) if uid == status.uid == 0 else None,

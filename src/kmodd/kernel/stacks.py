@@ -68,6 +68,14 @@ def state_and_session(stat: str) -> tuple[str, int]:
     return fields[0], int(fields[3])
 
 
+def session_of(tid: int, proc: str = "/proc") -> int | None:
+    """Return the session id of a task; None where it has ended."""
+    try:
+        return state_and_session(_read(f"{proc}/{tid}/stat"))[1]
+    except (OSError, ValueError):
+        return None
+
+
 def blocked_tasks(
     sessions: Collection[int], coming: Collection[str], proc: str = "/proc", threads: Collection[int] = ()
 ) -> list[BlockedTask]:

@@ -42,12 +42,21 @@ class Judgement:
     @property
     def why(self) -> str:
         """The place and the reason of a denial: `30-desktop.toml:2: CVE-2026-31431`."""
+        if self is GONE:
+            return "the policy: whoever asked has ended before it was known who that is"
         if self.rule is None:
-            return "the seal: no rule of the policy lists it" if self.decision.rule == SEAL else "no rule"
+            sealed = self.decision.rule == SEAL
+            return (
+                "the seal: no rule of the policy lists it" if sealed else "what denies the module that asks"
+            )
         return f"{self.rule.place}: {self.rule.reason}" if self.rule.reason else self.rule.place
 
 
 ALLOWED = Judgement(allowed=True, decision=Decision())
+CLOSED = Judgement(allowed=False, decision=Decision("deny"))
+"""What a module asks for as it loads, once all who asked for the module have been denied it."""
+GONE = Judgement(allowed=False, decision=Decision("deny", "gone", Mode.ENFORCE.value))
+"""Nobody waits for it any more, and who it was nobody can say: else killing him would make a user unknown."""
 NO_RIGHT = Judgement(allowed=False, decision=Decision("deny"))
 """A peer of the API that is not root, and that no rule lets."""
 
@@ -138,7 +147,7 @@ def _walk(rules: Sequence[Rule], facts: Facts, wanted: Wanted | None, now: datet
             continue
         if not (hits := _hits(rule, wanted, left, covered, facts)):
             continue
-        if rule.rate is not None and not over(rule, facts):
+        if rule.rate is not None and not _exceeds(rule, facts, over):
             continue
         if rule.action is Action.DENY:
             return _Walk(Action.DENY, rule, left)
@@ -149,6 +158,11 @@ def _walk(rules: Sequence[Rule], facts: Facts, wanted: Wanted | None, now: datet
         if not left:
             break
     return _Walk(Action.ALLOW, allowed_by, left - covered)
+
+
+def _exceeds(rule: Rule, facts: Facts, over: Over) -> bool:
+    """Whether a request exceeds a rule's rate. Who is not known shares nobody's, unless the rule says so."""
+    return (facts.known or rule.unknown) and over(rule, facts)
 
 
 _WHOLE = frozenset({""})

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from kmodd.policy.decide import ALLOWED, NO_RIGHT, Judgement, Over, RuleSet, decide
+from kmodd.policy.decide import ALLOWED, GONE, NO_RIGHT, Judgement, Over, RuleSet, decide
 from kmodd.policy.files import Policy
 from kmodd.policy.rates import Rates
 from kmodd.policy.rules import Action, Facts, Mode, Rule, Wanted
@@ -32,6 +32,7 @@ class PolicyInForce:
         self._mode = Mode.ENFORCE
         self._rules = RuleSet()
         self._sealed = False
+        self._asks_for_exe = False
         self._listeners: list[Callable[[], None]] = []
         self.problem: str | None = None
         """Why the files are not what is in force, in a sentence; None where they are."""
@@ -61,6 +62,11 @@ class PolicyInForce:
         """Whether any rule could give a right to a peer of the API that is not root."""
         return any(rule.action is Action.ALLOW and rule.names_peers for rule in self._rules.enforced)
 
+    @property
+    def asks_for_exe(self) -> bool:
+        """Whether any rule looks at the requester's program."""
+        return self._asks_for_exe
+
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener()` after each change: what was allowed may be denied now."""
         self._listeners.append(listener)
@@ -83,6 +89,7 @@ class PolicyInForce:
 
     def _change(self) -> None:
         self._rules = RuleSet.of(self._policy.rules, self._mode)
+        self._asks_for_exe = any(rule.exe is not None for rule in self._rules.considered)
         for listener in list(self._listeners):
             listener()
 
@@ -99,6 +106,8 @@ class PolicyInForce:
 
     def _judge(self, facts: Facts, wanted: Callable[[], Wanted | None], over: Over) -> Judgement:
         judgement = ALLOWED
+        if facts.gone and (self._sealed or self._rules.enforced):
+            return GONE
         if self.active:
             judgement = decide(self._rules, facts, wanted(), self._now(), over, sealed=self._sealed)
         # What a module asks for as it loads belongs to that module, which the peer has been let have.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from kmodd.model import Outcome, Requester, Source
 from kmodd.policy.decide import Judgement, RuleSet, decide
@@ -153,7 +154,7 @@ def observed(event: dict[str, object], wanted: Wanted | None) -> Observed:
     """Return a `request` event of the journal, as its JSON is, as something to learn from."""
     requester = event.get("requester")
     told = requester if isinstance(requester, dict) else {}
-    known = {key: told.get(key) for key in Requester().as_json()}
+    known: dict[str, Any] = {key: told.get(key) for key in Requester().as_json()}
     return Observed(
         str(event["time"]),
         Facts(str(event["name"]), Source(event["source"]), Requester(**known)),

@@ -10,7 +10,9 @@ def wanted(plan: Plan) -> Wanted:
     """Return the modules of a plan, those that are live or built in too, and what each needs."""
     needs: dict[str, set[str]] = {}
     new: set[str] = set()
-    for target in plan.targets:
+    # What modprobe.d blacklists is left out of the load, too, unless nothing else is in it.
+    targets = [target for target in plan.targets if target.verdict is not Verdict.BLACKLISTED] or plan.targets
+    for target in targets:
         needs.setdefault(target.module, set())
         if target.verdict is Verdict.LOAD and not target.steps:
             new.add(target.module)
@@ -22,7 +24,7 @@ def wanted(plan: Plan) -> Wanted:
             if step.action in {Action.INSERT, Action.RUN}:
                 new.add(step.module)
     return Wanted(
-        tuple(target.module for target in plan.targets),
+        tuple(target.module for target in targets),
         {module: frozenset(others) for module, others in needs.items()},
         frozenset(new),
     )

@@ -72,7 +72,8 @@ class Wanted:
 class Facts:
     """A request as the policy sees it. `nested`: made by a module, on behalf of `requester`, as it loads.
 
-    `stranger`: a peer of the API that may have nothing but what a rule gives it.
+    `stranger`: a peer of the API that may have nothing but what a rule gives it. `gone`: whoever asked has
+    ended before anybody could look at him.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Facts:
     operation: str = REQUEST
     nested: bool = False
     stranger: bool = False
+    gone: bool = False
 
     @property
     def known(self) -> bool:
@@ -192,7 +194,8 @@ class Rule:
     def _program(self, facts: Facts) -> bool:
         who = facts.requester
         if self.exe is not None:
-            if not facts.observed or (who.exe is None and who.kernel_thread is not True):
+            doubtful = who.exe_doubtful or (who.exe is None and who.kernel_thread is not True)
+            if doubtful or not facts.observed:
                 if not self.unknown:
                     return False
             elif who.exe is None or not self.exe.matches(who.exe):

@@ -31,6 +31,8 @@ FAILED = b"s\x01"
 _PACKET_MAX = 8192
 _HAND_OVER = 5.0
 """Seconds that a connection may take to send its name; the helper sends it at once."""
+_TRIES, _TRY_AGAIN = 25, 0.004
+"""How often, and after how many seconds, a task is looked at again that does not sleep yet."""
 
 
 class HelperConnection:
@@ -82,13 +84,25 @@ class HelperConnection:
             self._recorder.add("daemon", {"action": "fallback", "name": name})
             self._close()
             return
+        self._who_asked(packet[:-1], _TRIES)
+
+    def _who_asked(self, name: bytes, tries: int) -> None:
+        """Find out who asks, and hand the request over.
+
+        Now, and not in a thread: who asked stays as it is until it is answered. A task that has started its
+        helper and was taken off its processor before it slept is looked at again.
+        """
         asker = NOBODY
-        # Now, and not in a thread: who asked stays as it is until it is answered.
         if self._who is not None:
-            self._claim = self._who.claim(packet[:-1])
-            asker = Asker(self._claim.requester, tid=self._claim.tid)
+            claim = self._who.claim(name)
+            if claim.early and tries:
+                self._who.release(claim)
+                self._loop.call_later(_TRY_AGAIN, self._who_asked, name, tries - 1)
+                return
+            self._claim = claim
+            asker = Asker(claim.requester, tid=claim.tid, gone=claim.gone)
         ticket = self._broker.submit(
-            packet[:-1],
+            name,
             Source.KERNEL,
             longest=KERNEL_MAX,
             asker=asker,

@@ -3,6 +3,7 @@
 No `from __future__ import annotations` here: asyncvarlink reads the annotations as types.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -13,18 +14,24 @@ from kmodd.broker.enforcement import Enforcement
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KmoddError
 from kmodd.model import Requester, Source
-from kmodd.names import check, escape
+from kmodd.names import API_MAX, check, escape
 from kmodd.policy import files
 from kmodd.policy.parse import PolicyError
 from kmodd.policy.plans import wanted
 from kmodd.policy.rules import Facts
 from kmodd.policy.shown import as_json, checked
 from kmodd.sources import peer
-from kmodd.sources.replies import InvalidName, InvalidPolicy, InvalidSetting, need_root
+from kmodd.sources.peer import Peer
+from kmodd.sources.replies import InvalidName, InvalidPolicy, InvalidSetting, current_peer, need_root
 from kmodd.tree.plan import Plan
 
 FindPlan = Callable[[str], Awaitable[tuple[Plan, str]]]
 """From a name to what a request for it would load, and the release; or KmoddError, where nobody can say."""
+
+
+_GROUPS_MAX = 256
+STRANGERS_NAME = 512
+"""Bytes of a name that others than root may have resolved: no device's modalias is longer."""
 
 
 class PolicyMethods:
@@ -33,6 +40,21 @@ class PolicyMethods:
     _broker: Broker
     _enforcement: Enforcement
     _plan: FindPlan
+    _strangers_turn: asyncio.Lock
+
+    async def _plan_for(self, caller: Peer, name: str) -> tuple[Plan, str]:
+        """Return what a name stands for; for others than root one at a time, with others' turn between.
+
+        A plan is made on the event loop, and the kernel's helpers must not be kept waiting.
+
+        Raises:
+            KmoddError: nobody can say.
+        """
+        if caller.is_root:
+            return await self._plan(name)
+        async with self._strangers_turn:
+            await asyncio.sleep(0)
+            return await self._plan(name)
 
     def _need_reader(self) -> None:
         raise NotImplementedError
@@ -55,9 +77,17 @@ class PolicyMethods:
         """Return what the policy would say now of such a request; nothing is loaded or counted.
 
         What is not given is not known; but who has uid 0 is taken to be privileged, and others not to be.
+        Others than root and the group kmodd may ask of themselves only.
         """
+        caller = current_peer.get()
+        if uid != caller.uid:
+            self._need_reader()
+        if groups is not None and len(groups) > _GROUPS_MAX:
+            raise InvalidSetting(key="groups", error=f"{len(groups)} groups; at most {_GROUPS_MAX} are taken")
         try:
-            plain = check(name.encode("utf-8", errors="surrogatepass"))
+            plain = check(
+                name.encode("utf-8", errors="surrogatepass"), API_MAX if caller.is_root else STRANGERS_NAME
+            )
         except InvalidNameError as err:
             raise InvalidName(
                 name=escape(name.encode("utf-8", "replace")), error=str(err), result=None
@@ -65,7 +95,7 @@ class PolicyMethods:
         plan: Plan | None = None
         problem: str | None = None
         try:
-            plan, _release = await self._plan(plain)
+            plan, _release = await self._plan_for(caller, plain)
         except KmoddError as err:
             problem = str(err)
         if privileged is None and uid is not None:

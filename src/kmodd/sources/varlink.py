@@ -19,7 +19,7 @@ from kmodd.broker.removal import Remover
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KernelError, KmoddError, SettingsError
 from kmodd.model import Event, Result, Source, timestamp
-from kmodd.names import check, escape, normalise
+from kmodd.names import API_MAX, check, escape, normalise
 from kmodd.policy.rules import REMOVE, SET
 from kmodd.record.journal import Journal
 from kmodd.record.origin import origin
@@ -27,7 +27,7 @@ from kmodd.record.recorder import Recorder
 from kmodd.record.select import Selection
 from kmodd.settings import SETTINGS, Settings
 from kmodd.sources import peer
-from kmodd.sources.policymethods import FindPlan, PolicyMethods
+from kmodd.sources.policymethods import STRANGERS_NAME, FindPlan, PolicyMethods
 from kmodd.sources.replies import (
     Deadlock,
     Denied,
@@ -45,6 +45,8 @@ from kmodd.sources.replies import (
     raise_for,
 )
 
+_ROOTS_OWN = frozenset({"modprobe_path", "modprobe_args", "policy.mode"})
+"""Settings that no rule lets anybody change: with them he would be root, or his own policy."""
 _FOLLOW_MAX = 10_000
 _WHY_MAX = 1000
 """Events that are looked through: the newest ones that name the module."""
@@ -113,6 +115,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         self._remover = parts.remover
         self._autoclean = parts.autoclean
         self._plan = parts.plan
+        self._strangers_turn = asyncio.Lock()
         self._enforcement = parts.enforcement
         self._settings = parts.settings
         self._recorder = parts.recorder
@@ -224,9 +227,12 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
 
         Parameters and commands of modprobe.d are shown to root only, and null for others.
         """
+        caller = current_peer.get()
         try:
-            plain = check(name.encode("utf-8", errors="surrogatepass"))
-            found, release = await self._plan(plain)
+            plain = check(
+                name.encode("utf-8", errors="surrogatepass"), API_MAX if caller.is_root else STRANGERS_NAME
+            )
+            found, release = await self._plan_for(caller, plain)
             plan = {"release": release, **found.as_json()}
         except InvalidNameError as err:
             raise InvalidName(
@@ -234,7 +240,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
             ) from err
         except KmoddError as err:
             raise LoadFailed(name=name, status=-errno.ENOENT, error=str(err), result=None) from err
-        if not current_peer.get().is_root:
+        if not caller.is_root:
             # The files that these are from may be root's alone.
             for step in (step for target in plan["targets"] for step in target["steps"]):
                 step["parameters"] = step["command"] = None
@@ -263,6 +269,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         caller = current_peer.get()
         if not caller.is_root and not self._broker.policy.lets_peers:
             raise NotPermitted(error=f"uid {caller.uid} may not change settings; be root")
+        if key in _ROOTS_OWN:
+            need_root(f"change {key}")
         need_right(self._broker.policy, SET, key)
         old = self._settings.as_dict().get(key)
         try:

@@ -30,10 +30,15 @@ _NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who made a request; `tid` is None where that is not known."""
+    """Who made a request; `tid` is None where that is not known.
+
+    `gone`: it was recorded, and has ended since. `early`: it was recorded, and does not wait yet.
+    """
 
     requester: Requester = UNKNOWN_REQUESTER
     tid: int | None = None
+    gone: bool = False
+    early: bool = False
 
 
 NOBODY = Claim()
@@ -43,8 +48,14 @@ class WhoAsked:
     """Joins requests with tasks; each record, and each waiting task, is given to one request."""
 
     def __init__(
-        self, tracing: Tracing, proc: str = "/proc", clock: Callable[[], int] = time.monotonic_ns
+        self,
+        tracing: Tracing,
+        proc: str = "/proc",
+        clock: Callable[[], int] = time.monotonic_ns,
+        check_exe: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`check_exe`: whether it matters that the path of a program means the same to everybody."""
+        self._check_exe = check_exe
         self._tracing = tracing
         self._proc = proc
         self._clock = clock
@@ -80,6 +91,9 @@ class WhoAsked:
         else:
             self._claimed.discard(claim.tid)
 
+    def _look(self, tid: int) -> Requester | None:
+        return requester.waiting(tid, self._proc, check_exe=self._check_exe())
+
     # With tracing
 
     def _by_record(self, name: bytes) -> Claim:
@@ -88,7 +102,17 @@ class WhoAsked:
         if found is None:
             self._note(self._tracing.drain(everywhere=True))
             found = self._waiting(name) or self._still_waiting(name) or self._gone_on(name)
-        return found or NOBODY
+        return found or self._not_waiting(name)
+
+    def _not_waiting(self, name: bytes) -> Claim:
+        """Return whether whoever asked has ended, or has not come to wait for the answer yet."""
+        for asked in self._records:
+            if asked.name == name and asked.wait:
+                if requester.is_there(asked.tid, self._proc):
+                    return Claim(early=True)
+                self._records.remove(asked)
+                return Claim(gone=True)
+        return NOBODY
 
     def _note(self, new: list[Asked]) -> None:
         for asked in new:
@@ -133,7 +157,7 @@ class WhoAsked:
             if asked in self._privileged:
                 privileged[asked] = None
                 continue
-            who = requester.waiting(asked.tid, self._proc)
+            who = self._look(asked.tid)
             if who is None:
                 if asked in self._records and self._clock() - asked.time > _SETTLED * _NS:
                     self._records.remove(asked)
@@ -144,7 +168,7 @@ class WhoAsked:
         if len(privileged) > 1:
             self._privileged.update(privileged)
         for asked, seen in privileged.items():
-            who = seen or requester.waiting(asked.tid, self._proc)
+            who = seen or self._look(asked.tid)
             if who is not None:
                 return asked, who
         return None
@@ -168,5 +192,5 @@ class WhoAsked:
         unclaimed = [] if tids is None else [tid for tid in tids if tid not in self._claimed]
         if len(unclaimed) != 1:
             return NOBODY
-        who = requester.waiting(unclaimed[0], self._proc)
+        who = self._look(unclaimed[0])
         return NOBODY if who is None else Claim(who, unclaimed[0])
