@@ -47,6 +47,9 @@ unit: setup ## the tests that boot no kernel
 real: setup ## the tests that boot real kernels
 	@$(stage) 'tests on real kernels' env $(lab) $(pytest) -m real
 
+bench: setup ## measure kmodd beside what it replaces, for half an hour at the most; QUICK=1: does it run?
+	@$(stage) bench env $(lab) $(python) -m bench $(if $(QUICK),--quick)
+
 fuzz: setup ## look for inputs that break something: TARGET=config SECONDS=60
 	@mkdir -p .cache/fuzz/$(TARGET)
 	@$(stage) 'fuzz $(TARGET)' $(python) tests/fuzz/fuzz.py $(TARGET) -max_total_time=$(SECONDS) \
@@ -56,4 +59,4 @@ clean: ## remove what was built, installed and cached in this checkout
 	rm -rf .venv .cache build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test setup lint pytest unit real fuzz clean
+.PHONY: help demo test setup lint pytest unit real bench fuzz clean

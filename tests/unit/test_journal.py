@@ -187,6 +187,39 @@ def test_ages(text: str, wanted: float) -> None:
     assert seconds(text) == wanted
 
 
+def steps(database: Database, work: Callable[[], object]) -> int:
+    """How much SQLite has to do for something, in hundreds of its virtual machine's instructions."""
+    counted = [0]
+
+    def count() -> int:
+        counted[0] += 1
+        return 0
+
+    assert database._connection is not None
+    database._connection.set_progress_handler(count, 100)
+    work()
+    database._connection.set_progress_handler(None, 0)
+    return counted[0]
+
+
+def test_a_write_costs_the_same_however_much_is_there(path: Path) -> None:
+    database = Database(str(path))
+    database.append([event(1)], keep=None)
+    one = [event(2)]
+    first = steps(database, lambda: database.append(one, keep=None))
+    database.append([event(number) for number in range(3, 20_000)], keep=None)
+    assert steps(database, lambda: database.append(one, keep=None)) <= first + 1
+    database.close()
+
+
+def test_the_highest_number_is_not_that_of_the_last_event(path: Path) -> None:
+    database = Database(str(path))
+    # An event has its place by when it ended, its number by when it began.
+    database.append([event(1), event(9), event(3), event(2)], keep=None)
+    assert database.last() == (9, 4)
+    database.close()
+
+
 # The setting `journal`
 
 

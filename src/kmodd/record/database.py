@@ -34,6 +34,9 @@ _BACKWARD = """
     SELECT seq, data FROM events
     WHERE time >= :since AND (:uid IS NULL OR uid = :uid) AND seq < :seq ORDER BY seq DESC LIMIT :page
 """
+_HIGHEST = "SELECT max(id) FROM (SELECT id FROM events ORDER BY seq DESC LIMIT :newest)"
+_IN_PROGRESS_MAX = 100_000
+"""Behind the event with the highest number are only those that were in progress when it began."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _MIGRATIONS = (
@@ -83,7 +86,7 @@ class Database:
                 )
                 if keep is not None:
                     self._expire(connection, keep)
-                return _last(connection)[1]
+                return _place(connection)
         except sqlite3.Error as err:
             self.close()
             if _is_damage(err):
@@ -234,8 +237,14 @@ def _connect_to_read(path: str) -> sqlite3.Connection:
 
 
 def _last(connection: sqlite3.Connection) -> tuple[int, int]:
-    number, place = connection.execute("SELECT max(id), max(seq) FROM events").fetchone()
-    return int(number or 0), int(place or 0)
+    (number,) = connection.execute(_HIGHEST, {"newest": _IN_PROGRESS_MAX}).fetchone()
+    return int(number or 0), _place(connection)
+
+
+def _place(connection: sqlite3.Connection) -> int:
+    """Return the place of the last event; it is where SQLite looks first, however many there are."""
+    (place,) = connection.execute("SELECT max(seq) FROM events").fetchone()
+    return int(place or 0)
 
 
 def _row(event: Event) -> tuple[int, int, str, str | None, int | None, str]:

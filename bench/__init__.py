@@ -1,0 +1,1 @@
+"""kmodd measured beside what it replaces: `python -m bench`, or `make bench`."""

@@ -1,0 +1,79 @@
+"""In a guest: who answers the kernel, with what switched on, and that nothing of before is still going on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from kmodd.connection import Connection
+
+STOCK = "/sbin/modprobe"
+FEATURES: dict[str, dict[str, Any]] = {
+    "on": {"tracing": True, "journal": True, "policy.mode": "enforce"},
+    "off": {"tracing": False, "journal": False, "policy.mode": "off"},
+}
+"""The settings that a request costs something by."""
+
+_HOOK = Path("/proc/sys/kernel/modprobe")
+_LIMIT = 60.0
+
+
+def status() -> dict[str, Any]:
+    """Return what the daemon says of itself."""
+    found: dict[str, Any] = Connection().call("GetStatus")["status"]
+    return found
+
+
+def prepare(policy: str) -> list[str]:
+    """Give the guest the module that asks and, where the daemon has a policy, the bench's.
+
+    Return the settings in FEATURES that the daemon does not have.
+    """
+    subprocess.run(["modprobe", "kmodd_ask"], check=True)
+    now = status()
+    if "policy.mode" in now["settings"]:
+        directory = Path("/etc/kmodd/policy.d")
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copy(policy, directory / "50-bench.toml")
+        os.kill(now["pid"], signal.SIGHUP)
+    return [key for key in FEATURES["on"] if key not in now["settings"]]
+
+
+def use(variant: str) -> None:
+    """Have the kernel's requests answered by kmodd with FEATURES `on` or `off`, or by `stock`."""
+    now = status()
+    api = Connection()
+    for key, value in FEATURES["off" if variant == "off" else "on"].items():
+        if key in now["settings"]:
+            api.call("SetSetting", key=key, value=value)
+    _HOOK.write_text((STOCK if variant == "stock" else now["hook"]["helper"]) + "\n")
+
+
+def settle() -> None:
+    """Return once no load runs and every event is written: what is measured next does not pay for it."""
+    deadline = time.monotonic() + _LIMIT
+    while True:
+        now = status()
+        if not now["loads"]["running"] and not now["journal"]["waiting"]:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError("the daemon does not come to rest")
+        time.sleep(0.02)
+
+
+def fallbacks() -> int:
+    """Return how often a helper did not wait for the daemon, by the journal.
+
+    Read as the file that it is: `Log` would have the daemon tell of each request of a flood.
+    """
+    with contextlib.closing(sqlite3.connect(f"file:{status()['journal']['path']}?mode=ro", uri=True)) as file:
+        rows = file.execute("SELECT data FROM events WHERE event = 'daemon'")
+        return sum(json.loads(data)["action"] == "fallback" for (data,) in rows)
