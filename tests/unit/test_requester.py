@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -510,3 +511,49 @@ def test_a_defect_costs_nobody_their_answer(join: Join, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(join.tracing, "drain", broken)
     assert join.who.claim(b"x") == NOBODY
+
+
+def test_one_that_was_killed_is_gone_and_not_unknown(proc: Proc, join: Join) -> None:
+    proc.task(120, state="Z", stack=ELSEWHERE)
+    join.tracing.new = [join.asked(120, "x"), join.asked(121, "x")]
+    for _tid in (120, 121):
+        claim = join.who.claim(b"x")
+        assert (claim.gone, claim.early, claim.tid) == (True, False, None)
+    again = join.who.claim(b"x")
+    assert (again.gone, again.early) == (False, False), "nothing was recorded of this one"
+
+
+def test_one_that_does_not_sleep_yet_is_early_and_found_later(proc: Proc, join: Join) -> None:
+    proc.task(122, state="R", stack=ELSEWHERE)
+    join.tracing.new = [join.asked(122, "x")]
+    claim = join.who.claim(b"x")
+    assert (claim.gone, claim.early) == (False, True)
+    join.who.release(claim)
+    proc.task(122)
+    assert join.pid("x") == 122
+
+
+def test_a_program_on_a_mount_that_is_not_pid_1s_is_doubtful(proc: Proc, tmp_path: Path) -> None:
+    proc.task(123)
+    program = tmp_path / "program"
+    program.write_text("")
+    exe = proc.root / "123/exe"
+    exe.unlink(missing_ok=True)
+    exe.symlink_to(program)
+    fd = os.open(program, os.O_PATH)
+    (mount,) = re.findall(r"mnt_id:\t(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text())
+    os.close(fd)
+    for mounts, doubtful in (
+        (f"{mount} 1 0:1 / / rw - x x rw\n", False),
+        ("999999 1 0:1 / / rw - x x rw\n", True),
+    ):
+        (proc.root / "1/mountinfo").write_text(mounts)
+        who = requester.waiting(123, str(proc.root), check_exe=True)
+        assert who is not None
+        assert who.exe_doubtful is doubtful
+    (proc.root / "1/mountinfo").unlink()
+    for check in (True, False):
+        who = requester.waiting(123, str(proc.root), check_exe=check)
+        assert who is not None
+        assert who.exe_doubtful is True
+    assert "exe_doubtful" not in who.as_json()
