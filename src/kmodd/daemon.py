@@ -103,7 +103,7 @@ class Daemon:
         self._tracing = Tracing()
         # The helpers of another kernel, or below another root, are not those of this kernel's requests.
         real = options.kernel == "linux" and options.root == "/" and pids_are_the_kernels()
-        self._who = WhoAsked(self._tracing) if real else None
+        self._who = WhoAsked(self._tracing, wanted=lambda: self._settings.tracing) if real else None
         own = Own()
         self._started = time.monotonic()
         self._stop = asyncio.Event()
@@ -314,6 +314,8 @@ class Daemon:
             self._hook.set_fallback(str(new))
         if key == "kernel.keep_tree":
             self._keep_tree()
+        if key == "tracing":
+            self._trace()
 
     def _keep_tree(self) -> None:
         """Keep the running kernel's modules, or let go of what was kept; in a thread: it is many files.
@@ -354,10 +356,12 @@ class Daemon:
             return False
 
     def _trace(self) -> None:
-        """Begin to find out who asks and what others load; without tracing as far as that goes."""
+        """Find out who asks and what others load, or no longer; without tracing as far as that goes."""
         if self._who is None:
             problem = "only requests of the running kernel, to the machine's own daemon, are traced"
             self._tracing.problem = self._others.problem = problem
+        elif not self._settings.tracing:
+            self._stop_tracing("the setting tracing is false")
         else:
             self._tracing.start()
             self._others.start()
@@ -366,9 +370,10 @@ class Daemon:
             elif self._others.problem is not None:
                 log.warning("it will not be known what others load: %s", self._others.problem)
 
-    def _stop_tracing(self) -> None:
+    def _stop_tracing(self, why: str = "stopped") -> None:
         self._tracing.stop()
         self._others.stop()
+        self._tracing.problem = self._others.problem = why
 
     def _by_others(self, since: int) -> Collection[str]:
         return self._others.since(since)

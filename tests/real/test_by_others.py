@@ -188,6 +188,29 @@ def test_what_others_did_while_the_daemon_was_dead(call: Call) -> None:
     call("unload", names=["minix"])
 
 
+def test_the_setting_tracing_ends_it_and_begins_it_again(call: Call) -> None:
+    assert call("instances") == ["kmodd", "kmodd-loads"]
+    call("tune", tracing=False)
+    assert call("instances") == []
+    before = call("last_event")
+    call("asker_as", kind="socket", what=7, count=1, uid=1000)
+    [event] = call("events_are", count=1, since=before)
+    assert event["requester"] == dict.fromkeys(event["requester"])
+    call("insmod", name="minix")
+    status = call("api", method="GetStatus")["status"]["tracing"]
+    assert (status["on"], status["loads_on"]) == (False, False)
+    assert status["problem"] == status["loads_problem"] == "the setting tracing is false"
+    assert "loads by others are not seen" in call("result = kmodd('status')")[1]
+    call("tune", tracing=True)
+    assert call("instances") == ["kmodd", "kmodd-loads"]
+    rmmod = call("result = by_hand('rmmod', 'minix')")
+    assert short(call("others_are", count=1, since=before)) == [("unload", "minix", rmmod)]
+    before = call("last_event")
+    asker = call("asker_as", kind="socket", what=7, count=1, uid=1000)
+    [event] = call("events_are", count=1, since=before)
+    assert (event["requester"]["pid"], event["requester"]["uid"]) == (asker["pid"], 1000)
+
+
 def test_stop_removes_both_instances(call: Call) -> None:
     call("stop_daemon")
     assert call("instances") == []

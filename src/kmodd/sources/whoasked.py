@@ -40,12 +40,20 @@ NOBODY = Claim()
 
 
 class WhoAsked:
-    """Joins requests with tasks; each record, and each waiting task, is given to one request."""
+    """Joins requests with tasks; each record, and each waiting task, is given to one request.
+
+    `wanted`: whether anybody wants to know; where not, every request has nobody.
+    """
 
     def __init__(
-        self, tracing: Tracing, proc: str = "/proc", clock: Callable[[], int] = time.monotonic_ns
+        self,
+        tracing: Tracing,
+        proc: str = "/proc",
+        clock: Callable[[], int] = time.monotonic_ns,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self._tracing = tracing
+        self._wanted = wanted
         self._proc = proc
         self._clock = clock
         self._records: list[Asked] = []
@@ -63,7 +71,7 @@ class WhoAsked:
         costs nobody their answer.
         """
         try:
-            claim = self._by_record(name) if self._tracing.on else self._only_one()
+            claim = self._find(name)
         except Exception:
             log.exception("cannot find out who asked")
             claim = NOBODY
@@ -79,6 +87,11 @@ class WhoAsked:
             self._unknown -= 1
         else:
             self._claimed.discard(claim.tid)
+
+    def _find(self, name: bytes) -> Claim:
+        if not self._wanted():
+            return NOBODY
+        return self._by_record(name) if self._tracing.on else self._only_one()
 
     # With tracing
 
