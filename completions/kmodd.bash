@@ -112,7 +112,7 @@ _kmodd() {
     request) _kmodd_installed ;;
     remove) _kmodd_live ;;
     resolve) _kmodd_installed ;;
-    tune) _kmodd_setting modprobe_path modprobe_args unload_delay load_timeout fallback journal journal_keep serial kernel.keep_tree policy.mode stop_timeout ;;
+    tune) _kmodd_setting modprobe_path modprobe_args unload_delay load_timeout fallback journal journal_keep serial tracing kernel.keep_tree policy.mode stop_timeout ;;
     hook) ((count)) || _kmodd_words on off status ;;
     why) _kmodd_live ;;
     policy) ((count)) || _kmodd_words show check lint reload mode deny allow forget learn groups preset export ;;

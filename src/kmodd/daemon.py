@@ -28,6 +28,8 @@ from kmodd.broker.installed import Installed
 from kmodd.broker.loader import Loader
 from kmodd.broker.modprobe import ModprobeLoader
 from kmodd.broker.modules import ModuleLoads
+from kmodd.broker.others import Others
+from kmodd.broker.own import Own
 from kmodd.broker.removal import Remover
 from kmodd.broker.simulated import SimulatedLoader
 from kmodd.broker.threads import in_own_thread
@@ -35,6 +37,7 @@ from kmodd.broker.watch import ASLEEP
 from kmodd.errors import KmoddError, SettingsError
 from kmodd.kernel import init
 from kmodd.kernel.boot import boot_id
+from kmodd.kernel.comings import Comings
 from kmodd.kernel.hook import HELPER, Hook
 from kmodd.kernel.interface import BlockedTask, Kernel
 from kmodd.kernel.linux import LinuxKernel
@@ -107,7 +110,12 @@ class Daemon:
         real = options.kernel == "linux" and options.root == "/" and pids_are_the_kernels()
         self._who: WhoAsked | None = None
         if real:
-            self._who = WhoAsked(self._tracing, check_exe=lambda: self._enforcement.policy.asks_for_exe)
+            self._who = WhoAsked(
+                self._tracing,
+                check_exe=lambda: self._enforcement.policy.asks_for_exe,
+                wanted=lambda: self._settings.tracing,
+            )
+        own = Own()
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._listeners: list[Listener] = []
@@ -123,13 +131,13 @@ class Daemon:
         else:
             self._kernel = LinuxKernel()
             self._installed = Installed(lambda: self._kernel.release, init.enter)
-            loads = ModuleLoads(self._kernel, init.enter, self._recorder.next_id)
+            loads = ModuleLoads(self._kernel, init.enter, self._recorder.next_id, own, self._by_others)
             in_process = InProcessLoader(self._settings, self._kernel, self._installed, loads)
             find_plan = in_process.plan
             loader = ChosenLoader(
                 self._settings,
                 in_process,
-                ModprobeLoader(self._settings, self._kernel, init.enter),
+                ModprobeLoader(self._settings, self._kernel, init.enter, own, self._by_others),
             )
         # In the simulated kernel whoever asks is blocked at once.
         asleep = 0.0 if options.kernel == "simulated" else ASLEEP
@@ -145,7 +153,8 @@ class Daemon:
             identity=self._kernel.identity,
             policy=self._enforcement.policy,
         )
-        self._remover = Remover(self._kernel, self._recorder, self._installed, init.enter)
+        self._remover = Remover(self._kernel, self._recorder, self._installed, init.enter, own)
+        self._others = Others(Comings(), own, self._kernel, self._recorder, self._broker.loads_began)
         self._interface = KmoddInterface(
             Parts(
                 broker=self._broker,
@@ -215,7 +224,7 @@ class Daemon:
             self._close_listeners()
             if self._hooked:
                 self._hook.off()
-            self._tracing.stop()
+            self._stop_tracing()
             raise
         await self._shut_down(api)
 
@@ -233,7 +242,7 @@ class Daemon:
         self._broker.stopping = True
         self._close_listeners()
         await self._broker.stop(self._settings.stop_timeout)
-        self._tracing.stop()
+        self._stop_tracing()
         # The loop's end puts the signals' default actions back: another one must not kill what ends in order.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         self._recorder.add("daemon", {"action": "stop", "version": __version__, "pid": os.getpid()})
@@ -354,6 +363,8 @@ class Daemon:
             self._enforcement.set_mode(str(new))
         if key == "kernel.keep_tree":
             self._keep_tree()
+        if key == "tracing":
+            self._trace()
 
     def _keep_tree(self) -> None:
         """Keep the running kernel's modules, or let go of what was kept; in a thread: it is many files.
@@ -394,15 +405,27 @@ class Daemon:
             return False
 
     def _trace(self) -> None:
-        """Begin to find out who asks; without tracing as far as that goes."""
+        """Find out who asks and what others load, or no longer; without tracing as far as that goes."""
         if self._who is None:
-            self._tracing.problem = (
-                "only requests of the running kernel, to the machine's own daemon, are traced"
-            )
-            return
-        self._tracing.start()
-        if self._tracing.problem is not None:
-            log.warning("it will often not be known who asked: %s", self._tracing.problem)
+            problem = "only requests of the running kernel, to the machine's own daemon, are traced"
+            self._tracing.problem = self._others.problem = problem
+        elif not self._settings.tracing:
+            self._stop_tracing("the setting tracing is false")
+        else:
+            self._tracing.start()
+            self._others.start()
+            if self._tracing.problem is not None:
+                log.warning("it will often not be known who asked: %s", self._tracing.problem)
+            elif self._others.problem is not None:
+                log.warning("it will not be known what others load: %s", self._others.problem)
+
+    def _stop_tracing(self, why: str = "stopped") -> None:
+        self._tracing.stop()
+        self._others.stop()
+        self._tracing.problem = self._others.problem = why
+
+    def _by_others(self, since: int) -> Collection[str]:
+        return self._others.since(since)
 
     def _keep_watchdog(self) -> None:
         """Tell the service manager that the event loop turns; only where it asked for that."""
@@ -449,6 +472,9 @@ class Daemon:
                 "on": self._tracing.on,
                 "problem": self._tracing.problem,
                 "missed": self._tracing.missed,
+                "loads_on": self._others.on,
+                "loads_problem": self._others.problem,
+                "loads_missed": self._others.missed,
             },
             "policy": self._enforcement.status(),
             "requests": {

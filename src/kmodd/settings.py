@@ -147,6 +147,12 @@ SETTINGS: dict[str, Setting] = {
             _anything,
         ),
         Setting(
+            "tracing",
+            True,
+            "Find out who asks, and what others load: by two tracefs instances of kmodd's own.",
+            _anything,
+        ),
+        Setting(
             "kernel.keep_tree",
             False,
             "Keep the running kernel's modules across an upgrade: hard links in /lib/modules/.kmodd.",
@@ -330,6 +336,11 @@ class Settings:
     def serial(self) -> bool:
         """Whether the modules of a request are loaded one after the other."""
         return bool(self._values["serial"])
+
+    @property
+    def tracing(self) -> bool:
+        """Whether it is found out who asks, and what others load."""
+        return bool(self._values["tracing"])
 
     @property
     def keep_tree(self) -> bool:

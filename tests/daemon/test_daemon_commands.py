@@ -296,6 +296,8 @@ def test_status(daemon: Daemon) -> None:
     # With the simulated kernel nothing is traced.
     assert (state["tracing"]["on"], state["tracing"]["missed"]) == (False, 0)
     assert "running kernel" in state["tracing"]["problem"]
+    assert (state["tracing"]["loads_on"], state["tracing"]["loads_missed"]) == (False, 0)
+    assert state["tracing"]["loads_problem"] == state["tracing"]["problem"]
     assert (state["pid"], state["state"]) == (daemon.pid, "running")
     assert state["kernel"]["type"] == "simulated"
     assert state["hook"]["on"] is False

@@ -450,6 +450,49 @@ def test_a_stranger_shares_no_right_by_sharing_a_load(make: Callable[..., Daemon
         assert root.receive()["result"]["outcome"] == "loaded"
 
 
+def test_others_may_ask_what_holds_for_themselves(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", f'[[rule]]\nuid = {NOBODY}\nname = "plain"\naction = "deny"\n')
+    daemon.start()
+    done = daemon.kmodd("policy", "check", "plain", uid=NOBODY)
+    assert (done.returncode, done.stdout.split(";")[0]) == (4, "plain: denied by 30-x.toml:1")
+    assert daemon.kmodd("policy", "check", "plain", "--uid", "0", uid=NOBODY).returncode == 77
+    with identity(NOBODY):
+        api = daemon.api()
+    with api:
+        for parameters, error in (
+            ({"name": "plain"}, "NotPermitted"),
+            ({"name": "plain", "uid": NOBODY, "groups": [1] * 257}, "InvalidSetting"),
+            ({"name": "x" * 513, "uid": NOBODY}, "InvalidName"),
+        ):
+            with pytest.raises(Reply) as raised:
+                api.call("CheckPolicy", **parameters)
+            assert raised.value.error == f"io.kmodd.{error}"
+        with pytest.raises(Reply) as raised:
+            api.call("Resolve", name="of:N" + "C*" * 300)
+        assert raised.value.error == "io.kmodd.InvalidName"
+
+
+def test_no_rule_makes_root_of_anybody(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", f'[[rule]]\nuid = {NOBODY}\noperation = "set"\naction = "allow"\n')
+    daemon.start()
+    assert daemon.kmodd("tune", "load_timeout=1", uid=NOBODY).returncode == 0
+    for setting in ("modprobe_path=/tmp/mine", 'modprobe_args=["x"]', "policy.mode=off"):
+        assert daemon.kmodd("tune", setting, uid=NOBODY).returncode == 77
+
+
+def test_two_denials_at_once_both_hold(daemon: Daemon) -> None:
+    started = [daemon.begin("policy", "deny", name) for name in ("plain", "dep", "slow", "outer")]
+    for process in started:
+        assert process.wait(60) == 0
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+    for name in ("plain", "dep", "slow", "outer"):
+        assert daemon.kmodd("request", name).returncode == 4
+
+
 # Learning
 
 

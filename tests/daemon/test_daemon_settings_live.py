@@ -13,6 +13,7 @@ from daemon.daemon_harness import PATIENCE, Daemon, Reply, wait_until
 CHANGES: dict[str, tuple[Any, Any]] = {
     "modprobe_path": ("/usr/local/sbin/modprobe", ""),
     "serial": (True, False),
+    "tracing": (False, True),
     "kernel.keep_tree": (True, False),
     "modprobe_args": (["-q", "--"], []),
     "unload_delay": (0, 31536000),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel import tracing
+from kmodd.kernel import instance
 from kmodd.settings import SETTINGS
 from kmodd.sources import connections, helper
 
@@ -83,4 +83,4 @@ def test_what_must_outlive_the_daemon_does() -> None:
 def test_the_tracing_instance_can_be_made() -> None:
     (paths,) = values("kmodd.service", "ReadWritePaths")
     # The dash: tracefs may be missing, and kmodd does without.
-    assert f"-{tracing.TRACEFS[0]}/instances" in paths.split()
+    assert f"-{instance.TRACEFS[0]}/instances" in paths.split()

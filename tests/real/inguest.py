@@ -989,3 +989,108 @@ def asker_disguised() -> dict[str, Any]:
     _let_ask(process)
     assert process.wait(60) == 0
     return events_of(told["pid"], 1, before)[0]
+
+
+# What others load
+
+
+def module_file(name: str) -> str:
+    """Return where a module's file is."""
+    done = subprocess.run(["modinfo", "-n", name], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def by_hand(*argv: str) -> int:
+    """Run a program to its end; return its pid. Whether it succeeds is not looked at."""
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process.wait()
+    return process.pid
+
+
+def insmod(name: str) -> int:
+    """Load a module by insmod; return the pid of that."""
+    return by_hand("insmod", module_file(name))
+
+
+def others(since: int) -> list[dict[str, Any]]:
+    """Return the loads and unloads that are told of others, after event number `since`."""
+    found = [reply["event"] for reply in Connection().stream("Log")]
+    wanted = [
+        event
+        for event in found
+        if event["id"] > since and event["event"] in {"load", "unload"} and event.get("requester")
+    ]
+    return sorted(wanted, key=lambda event: event["id"])
+
+
+def others_are(count: int, since: int) -> list[dict[str, Any]]:
+    """Return them once there are `count`; one more load by hand shows that no other is on its way."""
+
+    def look(more: int) -> list[dict[str, Any]]:
+        found = others(since)
+        assert len(found) == count + more, found
+        return found
+
+    until(lambda: look(0), limit=20)
+    pid = insmod("nls_iso8859_15")
+    found: list[dict[str, Any]] = until(lambda: look(1), limit=20)
+    by_hand("rmmod", "nls_iso8859_15")
+    until(lambda: look(2), limit=20)
+    assert found[-1]["requester"]["pid"] == pid, found
+    return found[:-1]
+
+
+def alternating(rounds: int) -> dict[str, Any]:
+    """Load and unload in turn: a module by kmodd, another by hand."""
+    by_hands = []
+    for n in range(rounds):
+        assert "error" not in api("RequestModule", name=f"kmodd_many_{n:02}")
+        by_hands.append(insmod("minix"))
+        assert "error" not in api("RemoveModule", name=f"kmodd_many_{n:02}")
+        by_hands.append(by_hand("rmmod", "minix"))
+    return {"pids": by_hands}
+
+
+def insmod_while_kmodd_loads(ours: str, theirs: str) -> dict[str, Any]:
+    """Load a module by hand while kmodd's load of another one goes on; then let that end."""
+    before = last_event()
+    asker = forked(lambda: int(ask(ours) != 0))
+    until(lambda: _true(Path(f"/sys/module/{ours}").exists()))
+    pid = insmod(theirs)
+    meanwhile = until(lambda: others_seen(before, 1), limit=20)
+    running = loads_running()
+    let_go(ours)
+    assert asker() == 0
+    return {"pid": pid, "others": meanwhile, "running": running, "loads": events(before, "load")}
+
+
+def others_seen(since: int, count: int) -> list[dict[str, Any]]:
+    """Return what others did, where it is so many things."""
+    found = others(since)
+    assert len(found) == count, found
+    return found
+
+
+def while_the_daemon_is_dead(work: Callable[[], int]) -> int:
+    """Kill the daemon, do something, start the next one."""
+    stop_daemon(signal.SIGKILL)
+    pid = work()
+    start_daemon()
+    return pid
+
+
+def why_says(module: str, words: str) -> str:
+    """Return what `kmodd why` says of a module, once these words are in it."""
+
+    def look() -> str:
+        said = kmodd("why", module)[1]
+        assert words in said, said
+        return said
+
+    said: str = until(look, limit=20)
+    return said
+
+
+def instances() -> list[str]:
+    """Return the tracing instances that are there."""
+    return sorted(os.listdir("/sys/kernel/tracing/instances"))

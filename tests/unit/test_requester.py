@@ -505,6 +505,17 @@ def test_without_tracing_only_the_only_one_is_told(proc: Proc) -> None:
     assert who.claim(b"z") == NOBODY
 
 
+def test_where_nobody_wants_to_know_nobody_is_told(proc: Proc) -> None:
+    proc.task(98)
+    wanted = False
+    who = WhoAsked(Tracing(()), str(proc.root), wanted=lambda: wanted)
+    claim = who.claim(b"x")
+    assert claim == NOBODY
+    who.release(claim)
+    wanted = True
+    assert who.claim(b"x").requester.pid == 98
+
+
 def test_a_defect_costs_nobody_their_answer(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_any: bool) -> list[Asked]:
         raise RuntimeError("broken")

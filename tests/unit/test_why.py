@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kmodd.record.origin import origin
+from kmodd.views.show import event_line
 from kmodd.views.story import story
 
 NOBODY: dict[str, Any] = dict.fromkeys(
@@ -91,6 +92,38 @@ def test_a_kernel_thread() -> None:
     assert told(load(2), worker) == (
         f"dccp {WHEN} a kernel thread (kworker/0:1) asked for net-pf-33; dccp_ipv4 needs it."
     )
+
+
+def test_what_others_loaded_and_unloaded() -> None:
+    insmod = {**NOBODY, "pid": 77, "comm": "insmod", "uid": 0}
+    gone = {**NOBODY, "pid": 78}
+    theirs = load(2, name="dccp", modules=["dccp"], reasons={}, request=None, requester=insmod)
+    by = "dccp was loaded on Monday 2026-11-23 08:00:00 by insmod (pid 77, uid 0), not through kmodd."
+    assert told(theirs) == by
+    assert told(load(1), request(0), theirs) == by
+    out = {**unload("dccp"), "requester": gone}
+    assert told(theirs, out, live=False, ours=False) == (
+        f"{by} It was unloaded on Monday 2026-11-23 09:30:00 by a task (pid 78)."
+    )
+    assert told(load(2), request(1), out, live=False, ours=False).endswith(" 09:30:00 by a task (pid 78).")
+
+
+def test_an_events_line() -> None:
+    insmod = {**NOBODY, "pid": 77, "comm": "insmod", "uid": 0}
+    theirs = load(2, name="dccp", modules=["dccp"], outcome="loaded", duration_us=None, requester=insmod)
+    assert " ".join(event_line(theirs).split()) == (
+        "08:00:00.123 load dccp loaded - dccp (by insmod (pid 77, uid 0))"
+    )
+    out = {
+        **unload("dccp"),
+        "time": "2026-11-23T09:30:00.123456Z",
+        "reason": "by others",
+        "requester": insmod,
+    }
+    words = " ".join(event_line(out).split())
+    assert words == "09:30:00.123 unload dccp by others: insmod (pid 77, uid 0)"
+    mine = {**unload("dccp"), "time": "2026-11-23T09:30:00.123456Z", "reason": "requested"}
+    assert event_line(mine).endswith("  requested")
 
 
 def test_what_is_not_known_is_said() -> None:

@@ -546,6 +546,10 @@ class Broker:
         """A load has come to wait for a module that another one is bringing in: a cycle may be closed."""
         self._watch.joined()
 
+    def loads_began(self) -> dict[int, float]:
+        """Return when each load in progress began (the loop's time), by the request that started it."""
+        return {load.first: load.started for load in self._running.values()}
+
     @property
     def loads_running(self) -> int:
         """How many names are being loaded."""

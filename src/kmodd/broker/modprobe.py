@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from kmodd.broker import child
 from kmodd.broker.attribution import Attribution, Holders, Window
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress, Report
+from kmodd.broker.own import ByOthers, Own, nothing
 from kmodd.broker.threads import in_own_thread
 from kmodd.errors import errno_words
 from kmodd.kernel import init
@@ -71,13 +73,23 @@ class _Recent:
 class ModprobeLoader:
     """Runs the setting `modprobe_path` with `modprobe_args` and the name as one last argument.
 
-    `enter_root` moves the loader's thread to PID 1's root and working directory (S13).
+    `enter_root` moves the loader's thread to PID 1's root and working directory (S13). `own` is told of each
+    modprobe; `by_others` says what came in while one ran, and not by it.
     """
 
-    def __init__(self, settings: Settings, kernel: Kernel, enter_root: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kernel: Kernel,
+        enter_root: Callable[[], None],
+        own: Own | None = None,
+        by_others: ByOthers = nothing,
+    ) -> None:
         self._settings = settings
         self._kernel = kernel
         self._enter_root = enter_root
+        self._own = own or Own()
+        self._by_others = by_others
         self._attribution = Attribution()
         self._in_turn = asyncio.Lock()
         self._queued = 0
@@ -88,6 +100,7 @@ class ModprobeLoader:
         path = self._settings.modprobe_path
         argv = [path, *self._settings.modprobe_args, name]
         window = self._attribution.begin(name)
+        begun = time.monotonic_ns()
         try:
             ended, after = await self._run(path, argv, window, progress)
         except OSError as err:
@@ -110,7 +123,9 @@ class ModprobeLoader:
                 else Report(Outcome.LOADED, 0, None)
             )
 
-        doubtful = self._attribution.end(window, after)
+        others = self._by_others(begun)
+        of_loads = {module: users for module, users in after.items() if module not in others}
+        doubtful = self._attribution.end(window, of_loads)
         by_its_name = normalise(name) in after
         if status == 0 and by_its_name:
             self._recent.note(name)
@@ -151,7 +166,13 @@ class ModprobeLoader:
                 with contextlib.suppress(RuntimeError):  # the daemon has stopped and closed its loop
                     loop.call_soon_threadsafe(begun, before, pid)
 
-            ended = child.run(path, argv, started)
+            with self._own.child() as known:
+
+                def has_pid(pid: int) -> None:
+                    known(pid)
+                    started(pid)
+
+                ended = child.run(path, argv, has_pid)
             try:
                 return ended, self._kernel.holders()
             except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from functools import partial
 from kmodd.broker import commands
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress
+from kmodd.broker.own import ByOthers, Own, nothing
 from kmodd.broker.threads import in_own_thread
 from kmodd.errors import KmoddError, errno_words
 from kmodd.kernel import init, refusal
@@ -61,14 +63,24 @@ class ModuleLoad:
 
 
 class ModuleLoads:
-    """The loads of modules in progress. All calls on the event loop."""
+    """The loads of modules in progress. All calls on the event loop.
+
+    `own` is told what loads; `by_others` says what came in while a command ran, and not by it.
+    """
 
     def __init__(
-        self, kernel: Kernel, enter_root: Callable[[], None], next_number: Callable[[], int]
+        self,
+        kernel: Kernel,
+        enter_root: Callable[[], None],
+        next_number: Callable[[], int],
+        own: Own | None = None,
+        by_others: ByOthers = nothing,
     ) -> None:
         self._kernel = kernel
         self._enter_root = enter_root
         self._next_number = next_number
+        self._own = own or Own()
+        self._by_others = by_others
         self._in_flight: dict[str, ModuleLoad] = {}
 
     def running(self) -> list[RunningLoad]:
@@ -92,7 +104,9 @@ class ModuleLoads:
             progress.got(load.number)
 
     async def _run(self, load: ModuleLoad, step: Step) -> Loaded:
-        work = partial(self._command if step.action is Action.RUN else self._insert, load, step)
+        by_command = step.action is Action.RUN
+        work = partial(self._command if by_command else self._insert, load, step)
+        begun = time.monotonic_ns()
         try:
             ended = await in_own_thread("kmod_loader", work)
         except OSError as err:
@@ -101,6 +115,10 @@ class ModuleLoads:
             ended = Loaded(Failure(step.module, -number, what + errno_words(number)))
         finally:
             del self._in_flight[step.module]
+        if by_command and ended.brought_in:
+            others = self._by_others(begun)
+            brought_in = tuple(module for module in ended.brought_in if module not in others)
+            ended = Loaded(ended.failure, brought_in)
         return ended
 
     # In the loader's thread
@@ -115,7 +133,8 @@ class ModuleLoads:
             return Loaded(Failure(module, -errno.ENOENT, "no file of that module is installed (ENOENT)"))
         with refusal.KernelLog() as log:
             try:
-                self._kernel.load(step.path, step.parameters)
+                with self._own.thread():
+                    self._kernel.load(step.path, step.parameters)
             except OSError as err:
                 number = err.errno or errno.EIO
                 # It is there already; or its own init says so, of something that it registers.
@@ -136,7 +155,13 @@ class ModuleLoads:
         if self._kernel.is_live(step.module):
             return Loaded()  # by now: another request's command has brought it, or a step before this one
         before = frozenset(self._kernel.holders())
-        ended = commands.run(step.command, step.module, step.parameters, partial(setattr, load, "session"))
+        with self._own.child() as started:
+
+            def known(pid: int) -> None:
+                load.session = pid
+                started(pid)
+
+            ended = commands.run(step.command, step.module, step.parameters, known)
         brought_in = tuple(module for module in self._kernel.holders() if module not in before)
         if ended.status == 0:
             return Loaded(None, brought_in)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from kmodd.broker import commands
 from kmodd.broker.child import Ended
+from kmodd.broker.own import Own
 from kmodd.broker.threads import in_own_thread
 from kmodd.errors import KernelError, KmoddError, errno_words
 from kmodd.kernel import init
@@ -35,7 +36,7 @@ class Remover:
     """Unloads modules, never forced, each in a thread of its own: a module's exit may hang.
 
     `configured`: None in a simulated kernel, which has no configuration. `enter_root` moves a thread to
-    PID 1's root (S13), where a `remove` command runs.
+    PID 1's root (S13), where a `remove` command runs. `own` is told what unloads.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Remover:
         recorder: Recorder,
         configured: Configured | None = None,
         enter_root: Callable[[], None] = lambda: None,
+        own: Own | None = None,
     ) -> None:
         self._kernel = kernel
+        self._own = own or Own()
         self._recorder = recorder
         self._configured = configured
         self._enter_root = enter_root
@@ -54,7 +57,7 @@ class Remover:
         recorder.subscribe(self._note)
 
     def _note(self, event: Event) -> None:
-        if event.event == "load":
+        if event.event == "load" and event.fields["request"] is not None:
             for module, identity in event.fields["identities"].items():
                 self._brought_in[module] = (identity, event.fields["request"])
 
@@ -140,9 +143,13 @@ class Remover:
 
     async def _unload(self, module: str) -> None:
         try:
-            await in_own_thread("kmod_unloader", partial(self._kernel.unload, module))
+            await in_own_thread("kmod_unloader", partial(self._unload_here, module))
         except OSError as err:
             raise await self._refused(module, err) from err
+
+    def _unload_here(self, module: str) -> None:
+        with self._own.thread():
+            self._kernel.unload(module)
 
     async def _refused(self, name: str, err: OSError) -> KernelError:
         number = err.errno or errno.EIO
@@ -208,4 +215,5 @@ class Remover:
 
     def _run_here(self, module: str, command: str) -> Ended:
         self._enter_root()
-        return commands.run(command, module, "", lambda _pid: None)
+        with self._own.child() as started:
+            return commands.run(command, module, "", started)

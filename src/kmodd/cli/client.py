@@ -190,10 +190,14 @@ def _journal_words(journal: dict[str, Any]) -> str:
 
 
 def _tracing_words(tracing: dict[str, Any]) -> str:
-    if not tracing["on"]:
-        return f"off: {tracing['problem']}"
-    missed = f", {tracing['missed']} times records were lost" if tracing["missed"] else ""
-    return f"on: who asks is known{missed}"
+    asks = "on: who asks is known" if tracing["on"] else f"off: {tracing['problem']}"
+    if not tracing["loads_on"]:
+        why = f" ({tracing['loads_problem']})" if tracing["on"] else ""
+        asks += f"; loads by others are not seen{why}"
+    else:
+        asks += ", and loads by others are seen"
+    missed = tracing["missed"] + tracing["loads_missed"]
+    return asks + (f"; {missed} times records were lost" if missed else "")
 
 
 def _tree_rows(tree: dict[str, Any] | None) -> list[list[str]]:

@@ -223,6 +223,37 @@ def known_by_number(tid: int, asked: int, proc: str = "/proc") -> Requester:
         os.close(task)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A task as it was found after it had done something, and its session id; None where it has gone."""
+
+    requester: Requester
+    session: int | None = None
+
+
+def seen(tid: int, done: int, proc: str = "/proc") -> Seen:
+    """Return who the task is that did something at `done` (CLOCK_BOOTTIME, ns), as ps(1) would show it now.
+
+    No more than its number where it has gone, and that may be another's by now.
+    """
+    gone = Seen(Requester(pid=tid))
+    try:
+        task = _open(tid, proc)
+    except OSError:
+        return gone
+    try:
+        stat = parse_stat(_read(task, "stat"))
+        if stat.started > done:
+            return gone
+        status = parse_status(_read(task, "status"))
+        who = _facts(task, tid, status, proc, kernel_thread=stat.kernel_thread, call_site=None)
+        return Seen(who, stat.session)
+    except (OSError, ValueError):
+        return gone
+    finally:
+        os.close(task)
+
+
 def peer(pid: int, uid: int, proc: str = "/proc") -> Requester:
     """Return what its process adds to a peer's uid, as ps(1) would show it now; what cannot be read is None.
 

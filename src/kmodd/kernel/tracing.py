@@ -1,35 +1,19 @@
 """Which tasks asked for which names: the kernel's trace event module:module_request, in an instance of ours.
 
 The event is recorded in the requesting task before the kernel starts its helper (kernel/module/kmod.c), so
-whoever serves the helper finds it. An instance of tracefs has buffers of its own: nobody else's tracing is
-touched, and nobody else's touches this.
+whoever serves the helper finds it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import logging
 import os
-import select
 from dataclasses import dataclass
+from typing import ClassVar
 
-from kmodd.errors import KmoddError
-from kmodd.kernel import ringbuffer
-from kmodd.kernel.ringbuffer import EventFormat, Layout, MalformedBuffer
+from kmodd.kernel.instance import Instance
+from kmodd.kernel.ringbuffer import EventFormat
 
-log = logging.getLogger(__name__)
-
-TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-INSTANCE = "kmodd"
-CLOCK = "mono"
-"""The instance's clock (since Linux 4.1): CLOCK_MONOTONIC, one for all processors."""
-
-_EVENT = "events/module/module_request"
-_KIB = 16
-"""KiB of each processor's buffer: at least 100 records, and the kernel has 50 requests at once at most."""
 _INIT_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,178 +38,15 @@ def pids_are_the_kernels() -> bool:
         return False
 
 
-class Tracing:
-    """Our instance. It never blocks; without the right, or without tracefs, `problem` says why it is off."""
+class Tracing(Instance[Asked]):
+    """The instance for requests. The kernel has 50 of them at once at most, and a buffer takes 100."""
 
-    def __init__(self, roots: tuple[str, ...] = TRACEFS) -> None:
-        self._roots = roots
-        self._directory: str | None = None
-        self._layout: Layout | None = None
-        self._format: EventFormat | None = None
-        self._epoll: select.epoll | None = None
-        self._files: list[int] = []
-        self.problem: str | None = "not started"
-        self.missed = 0
-        """How many times records were overwritten before they were read, or could not be read."""
+    name = "kmodd"
+    events: ClassVar[dict[str, tuple[str, ...]]] = {"module:module_request": ("wait", "name")}
 
-    @property
-    def on(self) -> bool:
-        """Whether requests are recorded."""
-        return self._epoll is not None
-
-    def start(self) -> None:
-        """Make the instance, or take over the one that a dead daemon left, with what it has recorded."""
-        try:
-            self._start()
-        except KmoddError as err:
-            problem = str(err)
-        except OSError as err:
-            problem = _why(err)
-        else:
-            self.problem = None
-            return
-        self.stop()
-        self.problem = problem
-
-    def _start(self) -> None:
-        root = self._find()
-        self._layout = ringbuffer.layout(
-            _read(f"{root}/events/header_page"), _read(f"{root}/events/header_event")
+    def decode(self, _event: str, record: EventFormat, time: int, raw: bytes) -> Asked:
+        """See `Instance.decode`."""
+        fields = record.fields
+        return Asked(
+            time, fields["common_pid"].read(raw), fields["name"].text(raw), bool(fields["wait"].read(raw))
         )
-        self._format = ringbuffer.event_format(_read(f"{root}/{_EVENT}/format"))
-        for name in ("common_type", "common_pid", "wait", "name"):
-            self._format.field(name)
-        directory = f"{root}/instances/{INSTANCE}"
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
-        self._directory = directory
-        # A change of the clock or the size empties the buffer: what a dead daemon left may still be claimed.
-        if f"[{CLOCK}]" not in _read(f"{directory}/trace_clock"):
-            _write(f"{directory}/trace_clock", CLOCK)
-        for name, value in (("buffer_size_kb", _KIB), ("buffer_percent", 0)):
-            if not _read(f"{directory}/{name}").startswith((f"{value}\n", f"{value} ")):
-                _write(f"{directory}/{name}", str(value))
-        _write(f"{directory}/{_EVENT}/enable", "1")
-        _write(f"{directory}/tracing_on", "1")
-        self._epoll = select.epoll()
-        for cpu in os.listdir(f"{directory}/per_cpu"):
-            path = f"{directory}/per_cpu/{cpu}/trace_pipe_raw"
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._files.append(fd)
-            self._epoll.register(fd, select.EPOLLIN)
-
-    def _find(self) -> str:
-        for root in self._roots:
-            if os.path.isdir(f"{root}/instances"):
-                if os.path.isdir(f"{root}/{_EVENT}"):
-                    return root
-                raise KmoddError("this kernel does not have the trace event module:module_request")
-        raise KmoddError(f"tracefs is not mounted at {self._roots[0]}")
-
-    def stop(self) -> None:
-        """Remove the instance."""
-        for fd in self._files:
-            os.close(fd)
-        self._files.clear()
-        if self._epoll is not None:
-            self._epoll.close()
-            self._epoll = None
-            self.problem = "stopped"
-        if self._directory is None:
-            return
-        try:
-            with contextlib.suppress(OSError):  # a broken instance is removed as well
-                _write(f"{self._directory}/{_EVENT}/enable", "0")
-            os.rmdir(self._directory)
-        except OSError as err:
-            log.warning("cannot remove %s: %s", self._directory, err.strerror)
-        self._directory = None
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable once there are new records: an epoll(7) of all processors'."""
-        assert self._epoll is not None
-        return self._epoll.fileno()
-
-    def drain(self, *, everywhere: bool = False) -> list[Asked]:
-        """Return what has been recorded since the last time, oldest first.
-
-        Only processors whose buffers have announced something are looked at, and one sub-buffer of each:
-        the announcement comes by an interrupt of its own and may be late by a tick. `everywhere` reads all
-        that there is.
-        """
-        if self._epoll is None:
-            return []
-        found: list[Asked] = []
-        if everywhere:
-            for fd in self._files:
-                while self._take(fd, found):
-                    pass
-        else:
-            for fd, events in self._epoll.poll(0, _AT_ONCE):
-                if events & select.EPOLLERR:
-                    # A processor that has never been there, and would be reported each time.
-                    self._epoll.unregister(fd)
-                else:
-                    self._take(fd, found)
-        if len(found) > 1:
-            found.sort(key=lambda asked: asked.time)
-        return found
-
-    def _take(self, fd: int, found: list[Asked]) -> bool:
-        """Read a sub-buffer of one processor; False where there is none."""
-        assert self._layout is not None
-        try:
-            page = os.read(fd, self._layout.size)
-        except OSError:
-            return False
-        if not page:
-            return False
-        try:
-            taken = ringbuffer.parse(page, self._layout)
-        except MalformedBuffer:
-            self.missed += 1
-            return True
-        self.missed += taken.missed + (taken.damaged is not None)
-        for time, record in taken.records:
-            try:
-                self._record(time, record, found)
-            except MalformedBuffer:
-                self.missed += 1
-        return True
-
-    def _record(self, time: int, record: bytes, found: list[Asked]) -> None:
-        event = self._format
-        assert event is not None
-        if event.fields["common_type"].read(record) != event.id:
-            return  # somebody has switched on another event in our instance
-        found.append(
-            Asked(
-                time,
-                event.fields["common_pid"].read(record),
-                event.fields["name"].text(record),
-                bool(event.fields["wait"].read(record)),
-            )
-        )
-
-
-def _why(err: OSError) -> str:
-    if err.errno == errno.EPERM:
-        return "the kernel does not let us trace: it is locked down (lockdown=confidentiality)"
-    if err.errno in {errno.EACCES, errno.EROFS}:
-        return f"no right to {err.filename}: {err.strerror}"
-    return f"{err.filename or 'tracefs'}: {err.strerror}"
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="ascii", errors="replace") as file:
-        return file.read(65536)
-
-
-def _write(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode("ascii"))
-    except OSError as err:
-        raise OSError(err.errno, err.strerror, path) from err
-    finally:
-        os.close(fd)

@@ -45,18 +45,23 @@ NOBODY = Claim()
 
 
 class WhoAsked:
-    """Joins requests with tasks; each record, and each waiting task, is given to one request."""
+    """Joins requests with tasks; each record, and each waiting task, is given to one request.
+
+    `wanted`: whether anybody wants to know; where not, every request has nobody.
+    """
 
     def __init__(
         self,
         tracing: Tracing,
         proc: str = "/proc",
         clock: Callable[[], int] = time.monotonic_ns,
+        wanted: Callable[[], bool] = lambda: True,
         check_exe: Callable[[], bool] = lambda: False,
     ) -> None:
         """`check_exe`: whether it matters that the path of a program means the same to everybody."""
         self._check_exe = check_exe
         self._tracing = tracing
+        self._wanted = wanted
         self._proc = proc
         self._clock = clock
         self._records: list[Asked] = []
@@ -74,7 +79,7 @@ class WhoAsked:
         costs nobody their answer.
         """
         try:
-            claim = self._by_record(name) if self._tracing.on else self._only_one()
+            claim = self._find(name)
         except Exception:
             log.exception("cannot find out who asked")
             claim = NOBODY
@@ -93,6 +98,11 @@ class WhoAsked:
 
     def _look(self, tid: int) -> Requester | None:
         return requester.waiting(tid, self._proc, check_exe=self._check_exe())
+
+    def _find(self, name: bytes) -> Claim:
+        if not self._wanted():
+            return NOBODY
+        return self._by_record(name) if self._tracing.on else self._only_one()
 
     # With tracing
 

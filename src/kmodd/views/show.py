@@ -48,9 +48,20 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def milliseconds(microseconds: int) -> str:
+def milliseconds(microseconds: int | None) -> str:
     """Return a duration for people."""
-    return f"{microseconds / 1000:.1f} ms"
+    return "-" if microseconds is None else f"{microseconds / 1000:.1f} ms"
+
+
+def task(requester: dict[str, Any]) -> str:
+    """Return a task that is known as people say it: `insmod (pid 77, uid 0)`."""
+    if requester.get("kernel_thread"):
+        return f"a kernel thread ({requester['comm']})"
+    facts = [f"pid {requester['pid']}"]
+    if requester["uid"] is not None:
+        facts.append(f"uid {requester['uid']}")
+    facts += [f"{what} {requester[what]}" for what in ("unit", "container") if requester[what]]
+    return f"{requester['comm'] or 'a task'} ({', '.join(facts)})"
 
 
 def _decision_words(event: dict[str, Any]) -> str:
@@ -73,10 +84,13 @@ def event_line(event: dict[str, Any]) -> str:
             f"{time}  {source:<6}  {event['name']:<28}  {outcome(event['outcome'], 12)}  "
             f"{milliseconds(event['duration_us']):>11}  {modules}"
         )
+        if event.get("requester") and kind == "load":
+            return f"{line}  (by {task(event['requester'])})"
         shared = event.get("coalesced_with")
         return line + (f"  (shares the load of request {shared})" if shared else "") + _decision_words(event)
     if kind == "unload":
-        return f"{time}  {'unload':<6}  {event['module']:<28}  {event['reason']}"
+        by = f": {task(event['requester'])}" if event.get("requester") else ""
+        return f"{time}  {'unload':<6}  {event['module']:<28}  {event['reason']}{by}"
     if kind == "setting":
         return f"{time}  {'tune':<6}  {event['key']:<28}  {event['old']!r} -> {event['new']!r}"
     if kind == "policy":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from kmodd.views.show import task
+
 TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
 if TYPE_CHECKING:
     from typing import Any
@@ -38,23 +40,31 @@ def story(told: dict[str, Any], module: str) -> str:
         if told["live"]:
             return f"{module} is in the kernel, and not by kmodd: its journal knows nothing of it."
         return f"{module} is not in the kernel, and the journal knows nothing of it."
-    sentence = (
-        f"{module} was loaded on {_moment(load['time'])} because {_who(request)} asked for {load['name']}"
-    )
-    if request is not None and (deed := _DEEDS.get(request["requester"]["call_site"] or "")):
-        site = request["requester"]["call_site"]
+    if load["request"] is None:
         sentence = (
-            f"{module} was loaded on {_moment(load['time'])} because {_who(request)} {deed} ({site}), "
-            f"which asked for {load['name']}"
+            f"{module} was loaded on {_moment(load['time'])} by {task(load['requester'])}, not through kmodd."
         )
-    sentence += _reason(load, module) + "."
+    else:
+        sentence = _why(load, request, module)
     if unload is not None:
-        sentence += f" It was unloaded on {_moment(unload['time'])}."
+        by = f" by {task(unload['requester'])}" if unload.get("requester") else ""
+        sentence += f" It was unloaded on {_moment(unload['time'])}{by}."
     elif not told["live"]:
         sentence += " It is no longer in the kernel: somebody else has unloaded it, or that was another boot."
     if told["live"] and not told["ours"]:
         sentence += " The one that is in the kernel now was loaded by somebody else."
     return sentence
+
+
+def _why(load: dict[str, Any], request: dict[str, Any] | None, module: str) -> str:
+    """Return why kmodd loaded it."""
+    asked = "asked"
+    if request is not None and (deed := _DEEDS.get(request["requester"]["call_site"] or "")):
+        asked = f"{deed} ({request['requester']['call_site']}), which asked"
+    return (
+        f"{module} was loaded on {_moment(load['time'])} because {_who(request)} {asked} for {load['name']}"
+        f"{_reason(load, module)}."
+    )
 
 
 def _moment(time: str) -> str:
@@ -68,13 +78,7 @@ def _who(request: dict[str, Any] | None) -> str:
     requester = request["requester"]
     if requester["pid"] is None:
         return "a task that is not known" if request["source"] == "kernel" else "somebody"
-    if requester.get("kernel_thread"):
-        return f"a kernel thread ({requester['comm']})"
-    facts = [f"pid {requester['pid']}"]
-    if requester["uid"] is not None:
-        facts.append(f"uid {requester['uid']}")
-    facts += [f"{what} {requester[what]}" for what in ("unit", "container") if requester[what]]
-    return f"{requester['comm'] or 'a task'} ({', '.join(facts)})"
+    return task(requester)
 
 
 def _reason(load: dict[str, Any], module: str) -> str:
