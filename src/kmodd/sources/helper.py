@@ -38,7 +38,18 @@ _TRIES, _TRY_AGAIN = 25, 0.004
 class HelperConnection:
     """One request of the kernel."""
 
-    __slots__ = ("_answered", "_broker", "_claim", "_loop", "_recorder", "_sock", "_ticket", "_timer", "_who")
+    __slots__ = (
+        "_broker",
+        "_claim",
+        "_loop",
+        "_over",
+        "_recorder",
+        "_sock",
+        "_ticket",
+        "_timer",
+        "_watched",
+        "_who",
+    )
 
     def __init__(self, sock: socket.socket, broker: Broker, recorder: Recorder, who: WhoAsked | None) -> None:
         self._sock = sock
@@ -48,11 +59,12 @@ class HelperConnection:
         self._claim: Claim | None = None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
-        self._answered = False
+        self._over = False
         self._timer: asyncio.TimerHandle | None = None
+        self._watched = False
         # Nearly always the name is there already: then no look at the loop's selector is paid for it.
         if not self._receive():
-            self._loop.add_reader(sock, self._receive)
+            self._watch()
             self._timer = self._loop.call_later(_HAND_OVER, self._close)
 
     def _receive(self) -> bool:
@@ -67,7 +79,6 @@ class HelperConnection:
             self._gone()
             return True
         if self._timer is not None:
-            self._loop.remove_reader(self._sock)
             self._timer.cancel()
             self._timer = None
         self._request(packet)
@@ -108,9 +119,16 @@ class HelperConnection:
             asker=asker,
             on_status=self._status,
         )
-        if not self._answered:
+        if not self._over:
             self._ticket = ticket
-            self._loop.add_reader(self._sock, self._receive)
+            # Behind the first step of the load: most have been answered then, and nobody is left to watch.
+            self._loop.call_soon(self._watch)
+
+    def _watch(self) -> None:
+        """Learn when the name comes, or that the helper has gone."""
+        if not self._over and not self._watched:
+            self._watched = True
+            self._loop.add_reader(self._sock.fileno(), self._receive)
 
     def _status(self, status: int) -> None:
         if status == -errno.ESHUTDOWN:
@@ -119,7 +137,7 @@ class HelperConnection:
             self._answer(DONE if status == 0 else FAILED)
 
     def _answer(self, packet: bytes) -> None:
-        self._answered = True
+        self._over = True
         self._send(packet)
         self._close()
 
@@ -142,7 +160,10 @@ class HelperConnection:
         if self._who is not None and self._claim is not None:
             self._who.release(self._claim)
             self._claim = None
-        self._loop.remove_reader(self._sock)
+        if self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._sock.fileno())
+        self._over = True
         self._sock.close()
 
 
