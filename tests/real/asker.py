@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import socket
@@ -50,13 +51,40 @@ def ask(kind: str, what: Any) -> None:
             file.write(what.encode())
             file.write(b"x" * 56)  # too long to be asked for: the task is alive until this returns
             sys.stdin.readline()
+    elif kind == "alg":
+        with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as alg, contextlib.suppress(OSError):
+            alg.bind(("skcipher", what))
+    elif kind == "ldisc":
+        discipline(what)
     else:
         with contextlib.suppress(OSError):
             socket.socket(what, socket.SOCK_RAW, 0).close()
 
 
-def main() -> None:
-    order = json.loads(sys.argv[1])
+def discipline(number: int) -> None:
+    """Ask for a line discipline by an ioctl (TIOCSETD), on a terminal of one's own."""
+    master, slave = os.openpty()
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(slave, 0x5423, number.to_bytes(4, sys.byteorder))
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def every_way(n: int, mounts: bool) -> None:
+    """Ask in each way that is there, for names of one's own where the way lets one choose."""
+    pid = os.getpid()
+    ask("socket", 7)
+    ask("genl", f"f{pid}x{n}")
+    ask("alg", f"a{pid}x{n}")
+    ask("ldisc", 28)
+    if mounts:
+        ask("mount", f"m{pid}x{n}")
+
+
+def become(order: dict[str, Any]) -> None:
+    """Take the name, the control group, the user and the namespaces that are ordered."""
     Path("/proc/self/comm").write_text(order.get("comm", "who-asks"))
     if order.get("cgroup"):
         directory = Path("/sys/fs/cgroup") / order["cgroup"]
@@ -69,7 +97,12 @@ def main() -> None:
         os.setresuid(uid, uid, uid)
     if order.get("unshare") and libc.unshare(0x10020000):  # CLONE_NEWUSER, CLONE_NEWNS
         raise OSError(ctypes.get_errno(), "unshare")
-    pid = os.getpid()
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    become(order)
+    pid, uid = os.getpid(), order.get("uid", 0)
     told = {"pid": pid, "uid": uid, "exe": order["exe"]}
     print(json.dumps(told), flush=True)
     sys.stdin.readline()
@@ -77,7 +110,11 @@ def main() -> None:
         kind, what = order["kind"], order["what"]
         if kind == "mixed":
             kind, what = order["what"], f"of{pid}x{n}" if n % 2 else "everybodys"
-        ask(kind, what)
+        if kind == "every way":
+            every_way(n, mounts=uid == 0 or bool(order.get("unshare")))
+        else:
+            ask(kind, what)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -167,6 +167,36 @@ def test_two_hundred_of_two_hundred_at_once_and_of_one_name(call: Call) -> None:
     assert call("api", method="GetStatus")["status"]["tracing"]["missed"] == 0
 
 
+def test_a_thousand_of_a_thousand_in_every_way(call: Call) -> None:
+    """Sockets, netlink, AF_ALG, an ioctl and mount; users, root, root of a user namespace, a container's; at once."""
+    found = call("thousand", timeout=600)
+    assert found["fallbacks"] == []
+    askers = {asker["pid"]: asker for asker in found["askers"]}
+    assert len(found["events"]) >= 1000
+    of: dict[int, set[str]] = {pid: set() for pid in askers}
+    for event in found["events"]:
+        who = event["requester"]
+        if event["name"] in {"af_alg", "algif-skcipher", "net-pf-38"} or who["comm"] == "kmod_loader":
+            continue  # what the first one of all has loaded
+        asker = askers[who["pid"]]
+        unshared = asker.get("unshare", False)
+        assert who["uid"] == asker["uid"], event
+        assert who["exe"] == asker["exe"]
+        assert who["privileged"] is (asker["uid"] == 0)
+        assert who["container"] == (CONTAINER if asker.get("cgroup") else None)
+        assert who["kernel_thread"] is False
+        assert who["call_site"] is not None
+        assert unshared or asker["uid"] == 0 or not event["name"].startswith("fs-")
+        # A name of one's own says by itself whose it is.
+        if own := re.search(r"\bf?[afm](\d+)x\d+", event["name"]):
+            assert int(own[1]) == who["pid"], event
+            of[who["pid"]].add(event["name"])
+    for pid, asker in askers.items():
+        ways = 3 if asker["uid"] == 0 or asker.get("unshare") else 2
+        assert len(of[pid]) >= 26 * ways, (asker, sorted(of[pid])[:5])
+    assert call("api", method="GetStatus")["status"]["tracing"]["missed"] == 0
+
+
 def test_a_killed_daemon_leaves_its_instance_to_the_next_one(call: Call) -> None:
     call("stop_daemon", number=9)
     assert call("tracing_instance") is True
