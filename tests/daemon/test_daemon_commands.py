@@ -34,7 +34,7 @@ REQUESTER = {
     "kernel_thread",
 }
 SETTINGS = {
-    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal_keep", "serial", "kernel.keep_tree", "stop_timeout",
+    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal_keep", "serial", "tracing", "kernel.keep_tree", "stop_timeout",
 }  # fmt: skip
 
 
