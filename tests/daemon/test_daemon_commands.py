@@ -34,8 +34,8 @@ REQUESTER = {
     "kernel_thread",
 }
 SETTINGS = {
-    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal", "journal_keep", "serial", "kernel.keep_tree", "policy.mode",
-    "stop_timeout",
+    "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal", "journal_keep", "tracing",
+    "serial", "kernel.keep_tree", "policy.mode", "stop_timeout",
 }  # fmt: skip
 
 
