@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def status() -> dict[str, Any]:
 
 
 def prepare(policy: str) -> list[str]:
-    """Give the guest the module that asks and, where the daemon has a policy, the bench's.
+    """Give the guest the module that asks, and the daemon a policy, where it knows of any.
 
-    Return the settings in FEATURES that the daemon does not have.
+    Return the settings in FEATURES that the daemon does not have: an older one may be measured, too.
     """
     subprocess.run(["modprobe", "kmodd_ask"], check=True)
     now = status()
@@ -44,6 +45,7 @@ def prepare(policy: str) -> list[str]:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copy(policy, directory / "50-bench.toml")
         os.kill(now["pid"], signal.SIGHUP)
+        _until(lambda: status()["policy"]["rules"] > 0, "the policy is not in force")
     return [key for key in FEATURES["on"] if key not in now["settings"]]
 
 
@@ -59,13 +61,19 @@ def use(variant: str) -> None:
 
 def settle() -> None:
     """Return once no load runs and every event is written: what is measured next does not pay for it."""
-    deadline = time.monotonic() + _LIMIT
-    while True:
+
+    def at_rest() -> bool:
         now = status()
-        if not now["loads"]["running"] and not now["journal"]["waiting"]:
-            return
+        return not now["loads"]["running"] and not now["journal"]["waiting"]
+
+    _until(at_rest, "the daemon does not come to rest")
+
+
+def _until(look: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + _LIMIT
+    while not look():
         if time.monotonic() > deadline:
-            raise TimeoutError("the daemon does not come to rest")
+            raise TimeoutError(otherwise)
         time.sleep(0.02)
 
 
