@@ -247,6 +247,17 @@ SETS = policies()
 ENFORCED = policies(modes=("enforce",))
 
 
+@given(SETS, requests(), st.sampled_from(Mode))
+def test_no_rule_is_left_out_that_asks_for_such_a_request(policy: Policies, facts: Facts, mode: Mode) -> None:
+    whole = RuleSet.of(policy, mode)
+    for all_of_them, left in zip(
+        (whole.enforced, whole.considered), whole.asking_for(facts.name), strict=True
+    ):
+        assert [rule for rule in left if rule.asks_for(facts)] == [
+            rule for rule in all_of_them if rule.asks_for(facts)
+        ]
+
+
 @given(SETS, requests(), plans(), st.booleans(), st.sampled_from(Mode))
 def test_the_same_is_said_twice(
     policy: Policies, facts: Facts, wanted: Wanted | None, sealed: bool, mode: Mode

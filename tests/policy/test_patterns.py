@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmodd.policy.patterns import Globs, Numbers, plain
+from kmodd.policy.patterns import Globs, Numbers, Union, plain
 
 
 def of_names(*patterns: str) -> Globs:
@@ -135,3 +135,18 @@ def test_thousands_of_groups_hold_nobody_up() -> None:
     assert not any(numbers.match_any(groups) for numbers in rules)
     # Tens of milliseconds; the daemon's only thread compares them.
     assert time.process_time() - began < 1
+
+
+def test_many_at_once_say_no_only_where_none_matches() -> None:
+    globs = [Globs.of([f"a-{n}", f"net-pf-{n}-*", "x[ab]?"], names=True) for n in range(30)]
+    union = Union.of(globs)
+    assert not union.any
+    for text in ("a_3", "net_pf_7_proto_1", "xa1", "a_99", "net_pf_7", "xc1", ""):
+        assert union.may_match(text) is any(each.matches(text) for each in globs), text
+
+
+def test_many_at_once_are_never_too_many_to_be_put_together() -> None:
+    assert Union.of([]).may_match("x") is False
+    assert Union.of([Globs.of(["*"])]).may_match("x")
+    assert Union.of([Globs.of([f"a{n}"]) for n in range(10_000)]).may_match("b") is False
+    assert Union.of([Globs.of([f"a{n}*"]) for n in range(10_000)]).may_match("b")

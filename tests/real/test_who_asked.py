@@ -141,6 +141,24 @@ def test_nested_requests_name_the_daemon_and_their_module(call: Call) -> None:
     assert inner["privileged"] is True
 
 
+def test_pid_1s_mounts_are_known_as_they_come_and_go(call: Call) -> None:
+    """Read once, and again when the kernel says that they have changed."""
+    found = call(
+        "from kmodd.kernel import mounts\nimport ctypes\nlibc = ctypes.CDLL(None)\n"
+        "def now(): return sorted(mounts.of_init())\n"
+        "def fresh(): return sorted(int(line.split()[0]) for line in open('/proc/1/mountinfo'))\n"
+        "pairs = [(now(), fresh()), (now(), fresh())]\n"
+        "assert libc.mount(b'none', b'/mnt', b'tmpfs', 0, None) == 0\n"
+        "pairs += [(now(), fresh()), (now(), fresh())]\n"
+        "assert libc.umount(b'/mnt') == 0\n"
+        "pairs += [(now(), fresh())]\n"
+        "result = pairs"
+    )
+    assert [known == fresh for known, fresh in found] == [True] * 5
+    assert len(found[2][0]) == len(found[0][0]) + 1
+    assert found[4] == found[0]
+
+
 def test_two_hundred_of_two_hundred_at_once_and_of_one_name(call: Call) -> None:
     """Eight tasks of different users at once: some names are of one task alone, one is everybody's."""
     before = call("last_event")

@@ -6,7 +6,6 @@ its directory in /proc, opened once: should it end and its number go to another 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
@@ -143,9 +142,10 @@ def waiting(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Reques
             return None
         status, site = blocked
         kernel_thread = _is_kernel_thread(task, status)
-        found = _facts(task, tid, status, proc, kernel_thread=kernel_thread, call_site=site)
         doubtful = not check_exe or mounts.of_program(task) not in mounts.of_init(proc)
-        return dataclasses.replace(found, exe_doubtful=doubtful) if doubtful else found
+        return _facts(
+            task, tid, status, proc, kernel_thread=kernel_thread, call_site=site, exe_doubtful=doubtful
+        )
     except (OSError, ValueError):
         return None  # it was killed while it was looked at
     finally:
@@ -153,7 +153,14 @@ def waiting(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Reques
 
 
 def _facts(
-    task: int, tid: int, status: Status, proc: str, *, kernel_thread: bool | None, call_site: str | None
+    task: int,
+    tid: int,
+    status: Status,
+    proc: str,
+    *,
+    kernel_thread: bool | None,
+    call_site: str | None,
+    exe_doubtful: bool = False,
 ) -> Requester:
     comm = status.comm if status.pid == tid else _comm(f"{proc}/{status.pid}/comm")
     unit, container = _cgroup(task)
@@ -169,6 +176,7 @@ def _facts(
         privileged=_privileged(task, status, proc),
         call_site=call_site,
         kernel_thread=kernel_thread,
+        exe_doubtful=exe_doubtful,
     )
 
 

@@ -12,10 +12,11 @@ module of the plan has to be one that such a rule allows, or that one needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from kmodd.model import Decision
+from kmodd.policy.patterns import Union, plain
 from kmodd.policy.rules import REQUEST, Action, Facts, Mode, Rule, Wanted
 
 SEAL = "seal"
@@ -67,6 +68,19 @@ class RuleSet:
 
     enforced: tuple[Rule, ...] = ()
     considered: tuple[Rule, ...] = ()
+    _whatever: tuple[tuple[Rule, ...], tuple[Rule, ...]] = field(init=False, compare=False, repr=False)
+    _names: Union = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        both = (self.enforced, self.considered)
+        whatever = [tuple(rule for rule in rules if rule.name is None) for rules in both]
+        names = [rule.name for rule in self.considered if rule.name is not None]
+        object.__setattr__(self, "_whatever", (whatever[0], whatever[1]))
+        object.__setattr__(self, "_names", Union.of(names))
+
+    def asking_for(self, name: str) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+        """Return both without the rules that ask for other names: most rules name some, most names none."""
+        return (self.enforced, self.considered) if self._names.may_match(plain(name)) else self._whatever
 
     @classmethod
     def of(cls, rules: Iterable[Rule], mode: Mode) -> RuleSet:
@@ -106,13 +120,14 @@ def decide(
             known[key] = over(rule, request)
         return known[key]
 
-    done = _walk(rules.enforced, facts, wanted, now, over_once)
+    enforced, considered = rules.asking_for(facts.name)
+    done = _walk(enforced, facts, wanted, now, over_once)
     would = done
-    if len(rules.considered) != len(rules.enforced):
-        would = _walk(rules.considered, facts, wanted, now, over_once)
+    if len(considered) != len(enforced):
+        would = _walk(considered, facts, wanted, now, over_once)
     if done.action is Action.DENY:
         return Judgement(False, _decision(done.rule, Mode.ENFORCE), done.rule)
-    if sealed and facts.operation == REQUEST and _is_news(rules, facts, wanted, now, over_once):
+    if sealed and facts.operation == REQUEST and _is_news(considered, facts, wanted, now, over_once):
         return Judgement(False, Decision("deny", SEAL, Mode.ENFORCE.value))
     lets_peer = done.rule is not None and not done.unlisted
     if would.action is Action.DENY:
@@ -127,9 +142,9 @@ def _decision(rule: Rule | None, mode: Mode) -> Decision:
     return Decision(rule.action.value, rule.place, mode.value, rule.reason)
 
 
-def _is_news(rules: RuleSet, facts: Facts, wanted: Wanted | None, now: datetime, over: Over) -> bool:
+def _is_news(rules: Sequence[Rule], facts: Facts, wanted: Wanted | None, now: datetime, over: Over) -> bool:
     """Whether something would come in that no rule lists; of one that would only deny it nothing is said."""
-    listing = [rule for rule in rules.considered if rule.action is Action.ALLOW]
+    listing = [rule for rule in rules if rule.action is Action.ALLOW]
     walk = _walk(listing, facts, wanted, now, over)
     if wanted is None:
         return walk.rule is None

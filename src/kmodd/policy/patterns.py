@@ -67,6 +67,32 @@ class Globs:
         return text in self.exact or (self.wild is not None and self.wild.match(text) is not None)
 
 
+_UNION_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Many globs at once: one look says of nearly every text that none of them matches it."""
+
+    exact: frozenset[str]
+    wild: re.Pattern[str] | None
+    any: bool
+
+    @classmethod
+    def of(cls, globs: Iterable[Globs]) -> Union:
+        """Put them together; of too many to be compiled in no time it is not said that none matches."""
+        given = tuple(globs)
+        wild = dict.fromkeys(each.wild.pattern for each in given if each.wild is not None)
+        if any(each.any for each in given) or len(wild) > _UNION_MAX:
+            return cls(frozenset(), None, any=True)
+        exact = frozenset[str]().union(*(each.exact for each in given))
+        return cls(exact, re.compile("|".join(wild)) if wild else None, any=False)
+
+    def may_match(self, text: str) -> bool:
+        """Return False where none of them matches all of `text`."""
+        return self.any or text in self.exact or (self.wild is not None and self.wild.match(text) is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Numbers:
     """User or group ids: single ones and ranges, both ends included."""
