@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.broker.broker import Asker
+from kmodd.broker.tickets import Asker
 from kmodd.kernel.simulated import Installed
 from kmodd.model import Outcome, Requester, Source
 from kmodd.policy.files import Policy

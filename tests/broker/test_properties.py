@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmodd.broker.broker import Ticket
+from kmodd.broker.tickets import Ticket
 from kmodd.kernel.simulated import Installed
 from kmodd.model import Source
 from support.bench import Bench

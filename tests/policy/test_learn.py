@@ -224,3 +224,19 @@ def test_a_simulation_says_what_would_be_said(policy: tuple[Rule, ...], journal:
     for request in journal:
         said = judged(unrated, request.facts, request.wanted)
         assert found.get(id(request)) == (said if said.decision.action == "deny" else None)
+
+
+def test_what_is_said_of_a_requester_is_what_is_known_of_it_the_next_time() -> None:
+    """A program with mounts of its own has a path that counts for nothing: its unit or container is said."""
+    plan = wants({"sctp": []})
+    service = {**USER, "unit": "web.service", "exe": "/usr/sbin/web"}
+    policy = learned(saw(plan, "x", **service))
+    doubtful = {**service, "exe_doubtful": True}
+    assert allowed(policy, asks("x", **doubtful), plan)
+    assert not allowed(policy, asks("x", **{**doubtful, "unit": "other.service"}), plan)
+    contained = {**USER, "container": "c1", "exe": "/app/run"}
+    policy = learned(saw(plan, "x", **contained))
+    assert allowed(policy, asks("x", **{**contained, "container": "c2", "exe_doubtful": True}), plan)
+    assert not allowed(policy, asks("x", **USER), plan)
+    nobodys = learn([saw(plan, "x", **USER)], (), "now", lambda _exe: False)
+    assert "exe" not in nobodys

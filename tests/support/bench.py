@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from kmodd.broker.broker import Broker, Ticket
+from kmodd.broker.broker import Broker
 from kmodd.broker.loader import Loader
 from kmodd.broker.simulated import SimulatedLoader
+from kmodd.broker.tickets import Ticket
 from kmodd.kernel.interface import BlockedTask
 from kmodd.kernel.simulated import Installed, SimulatedKernel
 from kmodd.model import Result, Source

@@ -11,22 +11,19 @@ import errno
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from kmodd.broker.deadlock import RunningLoad, WaitingRequest
-from kmodd.broker.judging import Gate
 from kmodd.broker.loader import Loader, Report
 from kmodd.broker.states import RequestState, advance
+from kmodd.broker.tickets import NOBODY, Asker, Load, ResultTold, StatusTold, Ticket, session_known
 from kmodd.broker.watch import ASLEEP, DeadlockWatch, FindBlocked
 from kmodd.errors import InvalidName, errno_words
 from kmodd.kernel.stacks import session_of
 from kmodd.model import (
-    UNKNOWN_REQUESTER,
-    Event,
     Outcome,
     Request,
-    Requester,
     Result,
     Source,
     duration_us,
@@ -42,173 +39,9 @@ from kmodd.tree.plan import Plan
 
 log = logging.getLogger(__name__)
 
-StatusTold = Callable[[int], None]
-ResultTold = Callable[[Result], None]
-
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks, as far as that is known.
-
-    `session`: the session id. `tid`: the thread id. A `stranger` may have nothing but what a rule of the
-    policy gives it. `gone`: who it was is not known, and it has ended.
-    """
-
-    requester: Requester = UNKNOWN_REQUESTER
-    session: int | None = None
-    tid: int | None = None
-    stranger: bool = False
-    gone: bool = False
-
-
-NOBODY = Asker()
-
-
-class Ticket:
-    """A request on its way. Only the broker changes it."""
-
-    __slots__ = (
-        "_on_result",
-        "_on_status",
-        "asker",
-        "event",
-        "left",
-        "load",
-        "no_right",
-        "refusal",
-        "request",
-        "result",
-        "state",
-        "timeout",
-        "timer",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        asker: Asker,
-        timeout: float | None,
-        on_status: StatusTold | None,
-        on_result: ResultTold | None,
-    ) -> None:
-        self.request = request
-        self.asker = asker
-        self.no_right = False
-        self.timeout = timeout
-        self.state = RequestState.NEW
-        self.load: Load | None = None
-        self.result: Result | None = None
-        self.event: Event | None = None
-        self.refusal: InvalidName | None = None
-        self.left = False
-        self.timer: asyncio.TimerHandle | None = None
-        self._on_status = on_status
-        self._on_result = on_result
-
-    def tell_status(self, status: int) -> None:
-        """Tell the requester its status; once."""
-        told, self._on_status = self._on_status, None
-        if told is not None:
-            told(status)
-
-    def tell_result(self, result: Result) -> None:
-        """Tell the requester its result; once."""
-        told, self._on_result = self._on_result, None
-        if told is not None:
-            told(result)
-
-    @property
-    def awaits_result(self) -> bool:
-        """Whether somebody is there to be told the result."""
-        return self._on_result is not None
-
-    def forget_requester(self) -> None:
-        """Nobody is there any more to be told."""
-        self.left = True
-        self._on_status = self._on_result = None
-
-
-def _session(ticket: Ticket) -> int | None:
-    """Return the requester's session id, None where it is not known: only the kernel's is to be found."""
-    session = ticket.asker.session
-    return session if ticket.request.source is Source.KERNEL else session or 0
-
-
-class Load:
-    """A load in progress, and who waits for it. It is its loader's `Progress`."""
-
-    __slots__ = (
-        "_broker",
-        "early",
-        "first",
-        "gate",
-        "name",
-        "number",
-        "refused",
-        "session_id",
-        "started",
-        "task",
-        "tickets",
-        "told",
-        "waits",
-    )
-
-    def __init__(self, broker: Broker, number: int, name: str, first: int, started: float) -> None:
-        self._broker = broker
-        self.number = number
-        self.name = name
-        self.first = first
-        self.started = started
-        self.session_id: int | None = None
-        self.waits: set[int] = set()
-        self.told: int | None = None
-        self.tickets: dict[int, Ticket] = {}
-        self.early: list[Ticket] = []
-        self.gate = Gate(broker.policy)
-        self.refused = False
-        self.task: asyncio.Task[None] | None = None
-
-    def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
-        """See `loader.Progress`."""
-        return self._broker.plan_known(self, plan)
-
-    def judged_by_plan(self) -> bool:
-        """See `loader.Progress`."""
-        return self._broker.policy.active
-
-    def may_go_on(self) -> bool:
-        """See `loader.Progress`."""
-        return self.gate.open
-
-    def session(self, session: int) -> None:
-        """See `loader.Progress`."""
-        self.session_id = session
-
-    def awaits(self, number: int, *, shared: bool) -> None:
-        """See `loader.Progress`."""
-        self.waits.add(number)
-        if shared:
-            self._broker.load_joined()
-
-    def got(self, number: int) -> None:
-        """See `loader.Progress`."""
-        self.waits.discard(number)
-
-    def is_live(self) -> None:
-        """See `loader.Progress`."""
-        self._broker.not_joined_any_more(self)
-
-    def report_awaited(self) -> bool:
-        """See `loader.Progress`."""
-        return any(ticket.awaits_result for ticket in self.tickets.values())
-
-    def status(self, status: int) -> None:
-        """See `loader.Progress`."""
-        self._broker.status_known(self, status)
 
 
 class Broker:
@@ -559,7 +392,7 @@ class Broker:
         """Return the requests that somebody waits for."""
         return [
             WaitingRequest(
-                ticket.request.id, ticket.load.number, _session(ticket), since=ticket.request.received
+                ticket.request.id, ticket.load.number, session_known(ticket), since=ticket.request.received
             )
             for ticket in self._tickets.values()
             if ticket.state is RequestState.WAITING and ticket.load is not None and not ticket.left

@@ -40,8 +40,9 @@ def _on(kernel_hook: Hook) -> None:
     os.makedirs(_RUN_DIR, mode=0o755, exist_ok=True)
     fallback = str(settings.load("/")["fallback"])
     try:
-        current = Connection().call("GetSettings")["settings"]
-        fallback = next(item["value"] for item in current if item["key"] == "fallback")
+        status = Connection().call("GetStatus")["status"]
+        # While the seal is closed there is no way around it.
+        fallback = "deny" if status["policy"]["sealed"] else status["settings"]["fallback"]
     except KmoddError:
         print(
             f"kmodd: the daemon is not running; until it is, the helper falls back ({fallback})",

@@ -36,7 +36,7 @@ def learn(arguments: Namespace) -> int:
     live = [module["name"] for module in ask("ListModules", "modules")]
     now = datetime.now(UTC)
     made = f"{now:%Y-%m-%d %H:%M} UTC, from {len(observed)} requests"
-    text = learning.learn(observed, live, made)
+    text = learning.learn(observed, live, made, os.path.isfile)
     learned = parse_file(text, LEARNED, files.names())
     told = ask("GetPolicy", "policy")
     _say_simulated(observed, learning.simulate(learned.rules, observed, now))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,20 +33,35 @@ class _Who:
     source: str
     uid: int = -1
     exe: str = ""
+    unit: str = ""
     container: str = ""
 
 
-def _who(facts: Facts) -> _Who:
+Own = Callable[[str], bool]
+"""Whether the path of a program means the same to everybody: it is one of the machine's own."""
+
+
+def _who(facts: Facts, own: Own) -> _Who:
+    """Return what a rule says of a requester: what will be known of it the next time, too.
+
+    The path of a program in a container, or in a service, which may have mounts of its own, is not.
+    """
     requester = facts.requester
     if requester.uid is None:
         return _Who(facts.source.value)
     if not facts.observed:
         return _Who(facts.source.value, requester.uid)
-    container = "true" if requester.container is not None else "false"
-    return _Who(facts.source.value, requester.uid, requester.exe or "", container)
+    if requester.container is not None:
+        return _Who(facts.source.value, requester.uid, container="true")
+    if requester.unit is not None and requester.unit.endswith(".service") and "@" not in requester.unit:
+        return _Who(facts.source.value, requester.uid, unit=requester.unit, container="false")
+    exe = requester.exe if requester.exe is not None and own(requester.exe) else ""
+    return _Who(facts.source.value, requester.uid, exe, container="false")
 
 
-def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str:
+def learn(
+    observed: Sequence[Observed], live: Collection[str], made: str, own: Own = lambda _exe: True
+) -> str:
     """Return the text of a policy file that allows what was used, by whom, and denies everything else.
 
     A request that was denied teaches nothing, and neither does a stranger's of the API that came to nothing:
@@ -57,7 +72,7 @@ def learn(observed: Sequence[Observed], live: Collection[str], made: str) -> str
     used: dict[_Who, list[Observed]] = {}
     for request in observed:
         if _teaches(request):
-            used.setdefault(_who(request.facts), []).append(request)
+            used.setdefault(_who(request.facts, own), []).append(request)
     lines = [
         f"# Learned by `kmodd policy learn`, {made}.",
         "# What was used is allowed, to whom it was of use; everything else is denied. Read it before it",
@@ -117,6 +132,8 @@ def _conditions(who: _Who) -> list[str]:
         lines.append(f"uid = {who.uid}")
     if who.exe:
         lines.append(f"exe = {quoted(_literal(who.exe))}")
+    if who.unit:
+        lines.append(f"unit = {quoted(_literal(who.unit))}")
     if who.container:
         lines.append(f"container = {who.container}")
     return lines

@@ -13,7 +13,8 @@ import errno
 import logging
 import socket
 
-from kmodd.broker.broker import NOBODY, Asker, Broker, Ticket
+from kmodd.broker.broker import Broker
+from kmodd.broker.tickets import NOBODY, Asker, Ticket
 from kmodd.model import Source
 from kmodd.names import KERNEL_MAX, escape
 from kmodd.record.recorder import Recorder

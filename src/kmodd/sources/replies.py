@@ -8,7 +8,7 @@ from typing import Any
 
 from asyncvarlink import TypedVarlinkErrorReply
 
-from kmodd.broker.broker import Ticket
+from kmodd.broker.tickets import Ticket
 from kmodd.model import Outcome, Result, Source
 from kmodd.policy.decide import NO_RIGHT
 from kmodd.policy.inforce import PolicyInForce

@@ -13,9 +13,10 @@ from typing import Any, Literal, TypedDict
 from asyncvarlink import LastResult, VarlinkInterface, varlinkmethod
 
 from kmodd.broker.autoclean import Autoclean
-from kmodd.broker.broker import Asker, Broker
+from kmodd.broker.broker import Broker
 from kmodd.broker.enforcement import Enforcement
 from kmodd.broker.removal import Remover
+from kmodd.broker.tickets import Asker
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KernelError, KmoddError, SettingsError
 from kmodd.model import Event, Result, Source, timestamp
