@@ -212,7 +212,8 @@ class Broker:
             return []
         inside = {load.number for load in self._loader.running() if load.tid == tid}
         sessions = {load.session_id for load in self._running.values()} - {None}
-        session = session_of(tid) if sessions and not inside else None
+        # Read for each request only where it matters: in a storm every look costs the others.
+        session = session_of(tid) if sessions and not inside and self.policy.active else None
         return [
             load
             for load in self._running.values()
