@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from kmodd.cli.policy import ask
 from kmodd.cli.resolve import sources
 from kmodd.errors import KmoddError, NotFound, UsageError
-from kmodd.model import Requester, Source
 from kmodd.policy import files
 from kmodd.policy import groups as shipped
 from kmodd.policy import lint as linting
@@ -20,8 +19,8 @@ from kmodd.policy.inforce import PolicyInForce
 from kmodd.policy.parse import PolicyError
 from kmodd.policy.parse import parse as parse_file
 from kmodd.policy.plans import wanted
-from kmodd.policy.rules import Facts, Mode, Wanted
-from kmodd.policy.shown import as_json, checked
+from kmodd.policy.rules import Mode, Wanted
+from kmodd.policy.shown import as_json, checked, supposed
 from kmodd.settings import load as load_settings
 from kmodd.tree.plan import resolve
 
@@ -59,35 +58,12 @@ def check(root: str, name: str, facts: dict[str, Any]) -> dict[str, Any]:
         would_load = wanted(resolve(index, config, live, name))
     except KmoddError as err:
         problem = str(err)
-    source = Source(facts["source"] or "kernel")
-    privileged = facts["privileged"]
-    if privileged is None and facts["uid"] is not None:
-        privileged = facts["uid"] == 0
-    requester = Requester(
-        uid=facts["uid"],
-        gid=facts["gid"],
-        exe=facts["exe"],
-        unit=facts["unit"],
-        container=facts["container"],
-        privileged=privileged,
-        call_site=facts["call_site"],
-        groups=tuple(facts["groups"]) if facts.get("groups") is not None else None,
-    )
-    stranger = source in {Source.API, Source.CLI} and facts["uid"] != 0
-    return checked(policy, Facts(name, source, requester, stranger=stranger), would_load, problem)
+    return checked(policy, supposed(name, **facts), would_load, problem)
 
 
 def shown(root: str) -> dict[str, Any]:
     """Return what `io.kmodd.GetPolicy` would, of the files below `root`."""
-    policy = below(root)
-    return {
-        "mode": policy.mode.value,
-        "sealed": policy.sealed,
-        "problem": None,
-        "directory": files.place(root),
-        "runtime_directory": files.place(root, runtime=True),
-        **as_json(policy.policy),
-    }
+    return as_json(below(root), root)
 
 
 # Lint

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from kmodd.policy.files import Policy
+from kmodd.model import Requester, Source
+from kmodd.policy import files
 from kmodd.policy.inforce import PolicyInForce
 from kmodd.policy.rules import Facts, Wanted
 
 
-def as_json(policy: Policy) -> dict[str, Any]:
-    """Return the rules of a policy in order, with their places, and the files' texts."""
+def as_json(policy: PolicyInForce, root: str) -> dict[str, Any]:
+    """Return a policy as `kmodd policy show --json` prints it: its rules in order, and the files' texts.
+
+    `directory` is where files of commands go below `root`, `runtime_directory` where those that a boot ends.
+    """
+    of = policy.policy
     return {
-        "files_total": len(policy.files),
-        "rules_total": len(policy.rules),
+        "mode": policy.mode.value,
+        "sealed": policy.sealed,
+        "problem": policy.problem,
+        "directory": files.place(root),
+        "runtime_directory": files.place(root, runtime=True),
+        "files_total": len(of.files),
+        "rules_total": len(of.rules),
         "rules": [
             {
                 "place": rule.place,
@@ -22,15 +33,37 @@ def as_json(policy: Policy) -> dict[str, Any]:
                 **{key: _shown(value) for key, value in rule.text.items()},
                 "mode": rule.mode.value,
             }
-            for rule in policy.rules
+            for rule in of.rules
         ],
-        "files": [{"name": name, "text": text} for name, text in policy.texts],
+        "files": [{"name": name, "text": text} for name, text in of.texts],
     }
 
 
 def _shown(value: object) -> Any:
     """Return a value of a rule: times as text."""
     return value if isinstance(value, str | int | bool | list) else str(value)
+
+
+def supposed(
+    name: str,
+    source: str | None,
+    *,
+    privileged: bool | None = None,
+    groups: Collection[int] | None = None,
+    **facts: Any,
+) -> Facts:
+    """Return a request that is asked about. `facts`: those of `Requester`; what is not given is not known.
+
+    It comes from the kernel where `source` is not given. Who has uid 0 is taken to be privileged, and others
+    not to be, where that is not given.
+    """
+    uid = facts.get("uid")
+    if privileged is None and uid is not None:
+        privileged = uid == 0
+    known = None if groups is None else tuple(groups)
+    requester = Requester(privileged=privileged, groups=known, **facts)
+    asked_by = Source(source or Source.KERNEL.value)
+    return Facts(name, asked_by, requester, stranger=asked_by in {Source.API, Source.CLI} and uid != 0)
 
 
 def checked(

@@ -13,13 +13,10 @@ from kmodd.broker.broker import Broker
 from kmodd.broker.enforcement import Enforcement
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KmoddError
-from kmodd.model import Requester, Source
 from kmodd.names import API_MAX, check, escape
-from kmodd.policy import files
 from kmodd.policy.parse import PolicyError
 from kmodd.policy.plans import wanted
-from kmodd.policy.rules import Facts
-from kmodd.policy.shown import as_json, checked
+from kmodd.policy.shown import as_json, checked, supposed
 from kmodd.sources import peer
 from kmodd.sources.peer import Peer
 from kmodd.sources.replies import InvalidName, InvalidPolicy, InvalidSetting, current_peer, need_root
@@ -98,21 +95,18 @@ class PolicyMethods:
             plan, _release = await self._plan_for(caller, plain)
         except KmoddError as err:
             problem = str(err)
-        if privileged is None and uid is not None:
-            privileged = uid == 0
-        requester = Requester(
+        facts = supposed(
+            plain,
+            source,
             uid=uid,
             gid=gid,
+            groups=groups,
             exe=exe,
             unit=unit,
             container=container,
             privileged=privileged,
             call_site=call_site,
-            groups=None if groups is None else tuple(groups),
         )
-        asked_by = Source(source or "kernel")
-        stranger = asked_by in {Source.API, Source.CLI} and uid != 0
-        facts = Facts(plain, asked_by, requester, stranger=stranger)
         return checked(self._broker.policy, facts, None if plan is None else wanted(plan), problem)
 
     @varlinkmethod(return_parameter="policy", allow_foreign=True)
@@ -122,16 +116,7 @@ class PolicyMethods:
         `directory` is where files of commands go, `runtime_directory` where those that a boot ends.
         """
         self._need_reader()
-        policy = self._broker.policy
-        root = self._enforcement.root
-        return {
-            "mode": policy.mode.value,
-            "sealed": policy.sealed,
-            "problem": policy.problem,
-            "directory": files.place(root),
-            "runtime_directory": files.place(root, runtime=True),
-            **as_json(policy.policy),
-        }
+        return as_json(self._broker.policy, self._enforcement.root)
 
     @varlinkmethod(return_parameter="rules")
     async def ReloadPolicy(self) -> int:  # noqa: N802 - varlink's spelling
