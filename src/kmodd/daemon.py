@@ -413,13 +413,29 @@ class Daemon:
             self._stop_tracing("the setting tracing is false")
         else:
             self._tracing.start()
+            # On a single processor the helper waits while we look whenever that is, and waking us costs more.
+            if self._tracing.on and len(os.sched_getaffinity(0)) > 1:
+                asyncio.get_running_loop().add_reader(self._tracing.fileno(), self._look_ahead)
             self._others.start()
             if self._tracing.problem is not None:
                 log.warning("it will often not be known who asked: %s", self._tracing.problem)
             elif self._others.problem is not None:
                 log.warning("it will not be known what others load: %s", self._others.problem)
 
+    def _look_ahead(self) -> None:
+        """Somebody has asked; a defect of ours, or of tracefs, costs no more than what this saves."""
+        assert self._who is not None
+        try:
+            self._who.look_ahead()
+        except Exception:
+            log.exception("who asks is found out when the helper comes, and no earlier")
+            asyncio.get_running_loop().remove_reader(self._tracing.fileno())
+
     def _stop_tracing(self, why: str = "stopped") -> None:
+        if self._tracing.on:
+            asyncio.get_running_loop().remove_reader(self._tracing.fileno())
+            if self._who is not None:
+                self._who.forget()
         self._tracing.stop()
         self._others.stop()
         self._tracing.problem = self._others.problem = why

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,6 +37,7 @@ class Proc:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.ran = 0
         (root / "1/ns").mkdir(parents=True)
         (root / "1/ns/user").symlink_to(INIT_NS)
 
@@ -69,6 +73,9 @@ class Proc:
             (directory / "comm").write_text(f"{name}\n")
             (directory / "stack").write_text(stack)
             (directory / "cgroup").write_text(cgroup)
+            (directory / "wchan").write_text("call_usermodehelper_exec" if stack == ASKING else "0")
+            self.ran += 1
+            (directory / "schedstat").write_text(f"1 2 {self.ran}\n")
             for link, target in (("exe", exe), ("ns/user", namespace)):
                 (directory / link).unlink(missing_ok=True)
                 if target is not None:
@@ -323,6 +330,147 @@ def test_each_record_is_claimed_once(proc: Proc, join: Join) -> None:
         proc.task(tid)
     join.tracing.new = [join.asked(81, "x"), join.asked(80, "x"), join.asked(82, "y")]
     assert [join.pid(name) for name in ("x", "y", "x", "x", "z")] == [81, 82, 80, None, None]
+
+
+# Before the helper comes
+
+
+class Looks:
+    """Counts the whole looks at tasks when a helper has come."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tids: list[int] = []
+        look = requester.waiting
+
+        def counted(tid: int, *arguments: Any, **options: Any) -> Requester | None:
+            self.tids.append(tid)
+            return look(tid, *arguments, **options)
+
+        monkeypatch.setattr(requester, "waiting", counted)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+def test_whoever_was_looked_at_ahead_is_not_looked_at_again(proc: Proc, join: Join, looks: Looks) -> None:
+    proc.task(90)
+    proc.task(91, uid=1001)
+    join.tracing.new = [join.asked(90, "x"), join.asked(91, "y")]
+    join.who.look_ahead()
+    assert [join.pid("y"), join.pid("x")] == [91, 90]
+    assert looks.tids == []
+
+
+def test_who_does_not_wait_any_more_is_not_who_asks(proc: Proc, join: Join) -> None:
+    proc.task(92)
+    proc.task(93)
+    join.tracing.new = [join.asked(92, "x")]
+    join.who.look_ahead()
+    proc.task(92, stack=ELSEWHERE)
+    join.tracing.late = [join.asked(93, "x")]
+    assert join.pid("x") == 93
+
+
+def test_one_that_has_run_in_between_is_looked_at_anew(proc: Proc, join: Join, looks: Looks) -> None:
+    """It sleeps in request_module() again, as somebody else."""
+    proc.task(92, uid=0)
+    join.tracing.new = [join.asked(92, "x")]
+    join.who.look_ahead()
+    proc.task(92, uid=1000)
+    assert join.who.claim(b"x").requester.uid == 1000
+    assert looks.tids == [92]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("schedstat", "0 0 0\n"),
+        ("schedstat", ""),
+        ("schedstat", None),
+        ("wchan", "0"),
+        ("wchan", "do_wait"),
+        ("wchan", None),
+    ],
+)
+def test_where_nothing_says_that_it_has_not_run_it_is_looked_at_anew(
+    proc: Proc, join: Join, looks: Looks, file: str, text: str | None
+) -> None:
+    """A kernel that does not count; a task that is on a processor, or waits for something else."""
+    proc.task(97)
+    path = proc.root / "97" / file
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    before = len(os.listdir("/proc/self/fd"))
+    join.tracing.new = [join.asked(97, "x")]
+    join.who.look_ahead()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert join.pid("x") == 97
+    assert looks.tids == [97]
+
+
+def test_a_number_that_has_become_anothers_is_not_who_asked(proc: Proc, join: Join) -> None:
+    proc.task(94, uid=0)
+    join.tracing.new = [join.asked(94, "x")]
+    join.who.look_ahead()
+    shutil.rmtree(proc.root / "94")
+    proc.task(94, uid=1000)
+    (proc.root / "94/schedstat").write_text("1 2 1\n")
+    assert join.who.claim(b"x").requester.uid == 1000
+
+
+def test_one_that_has_not_come_to_wait_yet_is_looked_at_later(proc: Proc, join: Join, looks: Looks) -> None:
+    proc.task(95, state="R", stack=ELSEWHERE)
+    join.tracing.new = [join.asked(95, "x")]
+    join.who.look_ahead()
+    proc.task(95)
+    assert join.pid("x") == 95
+    assert looks.tids == [95]
+
+
+def test_a_look_without_the_program_is_not_enough_for_rules_on_programs(proc: Proc) -> None:
+    checks = [False]
+    join = Join(proc)
+    join.who = WhoAsked(join.tracing, str(proc.root), lambda: join.now, check_exe=lambda: checks[0])
+    proc.task(96)
+    join.tracing.new = [join.asked(96, "x")]
+    join.who.look_ahead()
+    # A policy that looks at programs has come into force, and this one is on a mount of PID 1's.
+    checks[0] = True
+    fd = os.open(Path(sys.executable), os.O_PATH)
+    (mount,) = re.findall(r"mnt_id:\t(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text())
+    os.close(fd)
+    (proc.root / "1/mountinfo").write_text(f"{mount} 1 0:1 / / rw - x x rw\n")
+    (proc.root / "96/exe").unlink()
+    (proc.root / "96/exe").symlink_to(sys.executable)
+    assert join.who.claim(b"x").requester.exe_doubtful is False
+
+
+def test_nobody_is_looked_at_where_nobody_wants_to_know(proc: Proc) -> None:
+    join = Join(proc)
+    join.who = WhoAsked(join.tracing, str(proc.root), lambda: join.now, wanted=lambda: False)
+    proc.task(98)
+    before = len(os.listdir("/proc/self/fd"))
+    join.tracing.new = [join.asked(98, "x")]
+    join.who.look_ahead()
+    assert (len(os.listdir("/proc/self/fd")), join.tracing.new) == (before, []), (
+        "read, so that it does not wake"
+    )
+
+
+def test_looks_leave_no_open_files(proc: Proc, join: Join) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for tid in range(200, 300):
+        proc.task(tid)
+    join.tracing.new = [join.asked(tid, f"n{tid}") for tid in range(200, 300)]
+    join.who.look_ahead()
+    assert len(os.listdir("/proc/self/fd")) == before + 64, "as many as there can be"
+    assert [join.pid(f"n{tid}") for tid in range(200, 260)] == list(range(200, 260))
+    assert len(os.listdir("/proc/self/fd")) == before + 4
+    join.who.forget()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_record_that_comes_late_is_found(proc: Proc, join: Join) -> None:

@@ -137,6 +137,13 @@ def waiting(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Reques
     except OSError:
         return None
     try:
+        return _waiting(task, tid, proc, check_exe=check_exe)
+    finally:
+        os.close(task)
+
+
+def _waiting(task: int, tid: int, proc: str, *, check_exe: bool) -> Requester | None:
+    try:
         blocked = _blocked(task)
         if blocked is None:
             return None
@@ -148,8 +155,63 @@ def waiting(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Reques
         )
     except (OSError, ValueError):
         return None  # it was killed while it was looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A look at a task that slept in request_module(), and what tells whether it has run since.
+
+    `task`: its directory in /proc, open. `switches`: how often it had been given a processor before the look.
+    """
+
+    requester: Requester
+    task: int
+    switches: int
+
+    def holds(self) -> bool:
+        """Whether it has not run since the look: then it waits still, and is what it was."""
+        try:
+            return _switches(self.task) == self.switches
+        except (OSError, ValueError):
+            return False
+
+    def close(self) -> None:
+        """Let go of the task; to be called once."""
+        os.close(self.task)
+
+
+def look(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Look | None:
+    """Return what `waiting` does, to be used later; None also where nothing would tell whether it holds.
+
+    The count is read before, and wchan after the look: that names a function only while a task is on no run
+    queue (get_wchan() in kernel/sched/core.c, Linux 5.16), so a task whose count stays has slept throughout.
+    """
+    try:
+        task = _open(tid, proc)
+    except OSError:
+        return None
+    found = None
+    try:
+        switches = _switches(task)
+        who = _waiting(task, tid, proc, check_exe=check_exe)
+        if who is not None and switches and _read(task, "wchan") == b"call_usermodehelper_exec":
+            found = Look(who, task, switches)
+    except (OSError, ValueError):
+        pass  # it has ended, or this kernel does not count
     finally:
-        os.close(task)
+        if found is None:
+            os.close(task)
+    return found
+
+
+def _switches(task: int) -> int:
+    """Return how often a task has been given a processor; 0: not counted (CONFIG_SCHED_INFO).
+
+    Raises:
+        ValueError: the kernel does not say.
+    """
+    _running, _waiting, switches = _read(task, "schedstat").split()
+    return int(switches)
 
 
 def _facts(

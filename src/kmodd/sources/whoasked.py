@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kmodd.kernel import requester, stacks
 from kmodd.kernel.tracing import Asked, Tracing
 from kmodd.model import UNKNOWN_REQUESTER, Requester
+from kmodd.sources.ahead import Ahead
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class WhoAsked:
         self._wanted = wanted
         self._proc = proc
         self._clock = clock
+        self._ahead = Ahead(proc)
         self._records: list[Asked] = []
         self._given: list[Asked] = []
         self._privileged: set[Asked] = set()
@@ -96,7 +98,30 @@ class WhoAsked:
         else:
             self._claimed.discard(claim.tid)
 
-    def _look(self, tid: int) -> Requester | None:
+    def look_ahead(self) -> None:
+        """Look at whoever has asked since the last time, as the kernel announces it, before the helpers come.
+
+        Raises:
+            OSError: tracefs fails; whoever called is not to call again.
+        """
+        new = self._tracing.drain()
+        self._note(new)
+        if self._wanted():
+            for asked in new:
+                if asked in self._records:
+                    self._ahead.look(asked, check_exe=self._check_exe())
+
+    def forget(self) -> None:
+        """Tracing has been switched off: nobody comes any more for what was recorded."""
+        self._records, self._given = [], []
+        self._privileged.clear()
+        self._ahead.keep(())
+
+    def _look(self, asked: Asked) -> Requester | None:
+        check_exe = self._check_exe()
+        return self._ahead.who(asked, check_exe=check_exe) or self._look_at(asked.tid)
+
+    def _look_at(self, tid: int) -> Requester | None:
         return requester.waiting(tid, self._proc, check_exe=self._check_exe())
 
     def _find(self, name: bytes) -> Claim:
@@ -133,6 +158,7 @@ class WhoAsked:
         oldest = self._clock() - int(AGE * _NS)
         self._records = [asked for asked in self._records[-RECORDS:] if asked.time >= oldest]
         self._given = [asked for asked in self._given[-RECORDS:] if asked.time >= oldest]
+        self._ahead.keep(self._records)
         if self._privileged:
             self._privileged.intersection_update([*self._records, *self._given])
 
@@ -143,6 +169,7 @@ class WhoAsked:
         if found is None:
             return None
         asked, who = found
+        self._ahead.forget(asked)
         self._records.remove(asked)
         self._given.append(asked)
         return Claim(who, asked.tid)
@@ -167,7 +194,7 @@ class WhoAsked:
             if asked in self._privileged:
                 privileged[asked] = None
                 continue
-            who = self._look(asked.tid)
+            who = self._look(asked)
             if who is None:
                 if asked in self._records and self._clock() - asked.time > _SETTLED * _NS:
                     self._records.remove(asked)
@@ -178,7 +205,7 @@ class WhoAsked:
         if len(privileged) > 1:
             self._privileged.update(privileged)
         for asked, seen in privileged.items():
-            who = seen or self._look(asked.tid)
+            who = seen or self._look(asked)
             if who is not None:
                 return asked, who
         return None
@@ -202,5 +229,5 @@ class WhoAsked:
         unclaimed = [] if tids is None else [tid for tid in tids if tid not in self._claimed]
         if len(unclaimed) != 1:
             return NOBODY
-        who = self._look(unclaimed[0])
+        who = self._look_at(unclaimed[0])
         return NOBODY if who is None else Claim(who, unclaimed[0])
