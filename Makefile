@@ -39,7 +39,7 @@ lint: setup ## static checks only
 	@$(stage) shellcheck shellcheck $(scripts)
 
 pytest: setup
-	@$(stage) pytest env $(lab) $(pytest)
+	@$(stage) pytest env $(lab) tools/test-all $(pytest)
 
 unit: setup ## the tests that boot no kernel
 	@$(stage) 'unit tests' env $(lab) $(pytest) -m 'not real'

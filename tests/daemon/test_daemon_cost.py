@@ -93,7 +93,8 @@ def settle(daemon: Daemon) -> None:
 
     def quiet() -> bool:
         state = daemon.status()
-        return not state["requests"]["waiting"] and not state["loads"]["running"] and state["threads"] == 1
+        busy = state["requests"]["waiting"], state["loads"]["running"], state["journal"]["waiting"]
+        return not any(busy) and state["threads"] == 1
 
     wait_until(quiet, "all loads end")
     seen: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -46,22 +47,34 @@ result = {"names": names, "failed": failed, "live": sorted(live()), "parameters"
 
 
 @pytest.fixture(scope="module")
-def by_modprobe() -> dict[str, Any]:
-    with Guest(LabOptions(kernel="uml", serve=False, memory=2048, timeout=300)) as guest:
-        found: dict[str, Any] = caller(guest)(BY_MODPROBE, timeout=280)
-        return found
-
-
-@pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     with Guest(LabOptions(kernel="uml", memory=2048, timeout=300)) as guest:
         yield guest
 
 
 @pytest.fixture(scope="module")
-def one_by_one(guest: Guest) -> dict[str, Any]:
-    found: dict[str, Any] = caller(guest)(BY_KMODD, timeout=280)
-    return found
+def stock() -> Iterator[Guest]:
+    with Guest(LabOptions(kernel="uml", serve=False, memory=2048, timeout=300)) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def both(guest: Guest, stock: Guest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By kmodd and by modprobe, at the same time: each guest has one processor."""
+    with ThreadPoolExecutor() as threads:
+        ours = threads.submit(caller(guest), BY_KMODD, timeout=280)
+        theirs = threads.submit(caller(stock), BY_MODPROBE, timeout=280)
+        return ours.result(), theirs.result()
+
+
+@pytest.fixture(scope="module")
+def one_by_one(both: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def by_modprobe(both: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    return both[1]
 
 
 def test_the_same_modules_can_be_loaded(one_by_one: dict[str, Any], by_modprobe: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ def test_s5_loader_threads_are_named_and_block_all_signals(in_uml: Call) -> None
 def threads():
     found = {}
     for task in Path(f"/proc/{daemon_pid()}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it has ended since it was listed
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
             status = (task / "status").read_text()
             found[(task / "comm").read_text().strip()] = status.partition("SigBlk:")[2].split()[0]
     return found
