@@ -35,11 +35,12 @@ _kmodd() {
         [[ ${COMP_WORDS[i]} == -* ]] || { command=${COMP_WORDS[i]}; break; }
     done
     case $command in
-    '') _kmodd_words -h --help --version serve request remove list resolve status tune hook log why policy seal unseal exposure lab completion modprobe insmod rmmod lsmod modinfo; return ;;
+    '') _kmodd_words -h --help --version serve request remove list autoclean resolve status tune hook log why policy seal unseal exposure lab completion modprobe insmod rmmod lsmod modinfo; return ;;
     serve) options=(-h --help --hook --kernel --root) valued=' --kernel --root ' ;;
     request) options=(-h --help --json --timeout --no-wait) valued=' --timeout ' ;;
     remove) options=(-h --help --json --holders) valued='  ' ;;
     list) options=(-h --help --json) valued='  ' ;;
+    autoclean) options=(-h --help --json --dry-run --now) valued='  ' ;;
     resolve) options=(-h --help --json --release --tree --kmod-exact) valued=' --release --tree ' ;;
     status) options=(-h --help --json) valued='  ' ;;
     tune) options=(-h --help --json) valued='  ' ;;
@@ -112,7 +113,7 @@ _kmodd() {
     request) _kmodd_installed ;;
     remove) _kmodd_live ;;
     resolve) _kmodd_installed ;;
-    tune) _kmodd_setting modprobe_path modprobe_args unload_delay load_timeout fallback journal journal_keep serial tracing kernel.keep_tree policy.mode stop_timeout ;;
+    tune) _kmodd_setting modprobe_path modprobe_args unload_delay unload_delays keep load_timeout fallback journal journal_keep serial tracing kernel.keep_tree policy.mode stop_timeout ;;
     hook) ((count)) || _kmodd_words on off status ;;
     why) _kmodd_live ;;
     policy) ((count)) || _kmodd_words show check lint reload mode deny allow forget learn groups preset export ;;

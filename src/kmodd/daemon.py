@@ -20,7 +20,7 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from kmodd import __version__, servicemanager, settings
-from kmodd.broker.autoclean import Autoclean
+from kmodd.broker.autoclean import TOLD, TOLD_MAX, Autoclean
 from kmodd.broker.broker import Broker
 from kmodd.broker.enforcement import Enforcement
 from kmodd.broker.inprocess import ChosenLoader, InProcessLoader
@@ -33,6 +33,7 @@ from kmodd.broker.own import Own
 from kmodd.broker.removal import Remover
 from kmodd.broker.simulated import SimulatedLoader
 from kmodd.broker.threads import in_own_thread
+from kmodd.broker.unloads import Unloads
 from kmodd.broker.watch import ASLEEP
 from kmodd.errors import KmoddError, SettingsError
 from kmodd.kernel import init
@@ -43,6 +44,7 @@ from kmodd.kernel.interface import BlockedTask, Kernel
 from kmodd.kernel.linux import LinuxKernel
 from kmodd.kernel.simulated import SimulatedKernel, installed_below
 from kmodd.kernel.tracing import Tracing, pids_are_the_kernels
+from kmodd.kernel.usecounts import UseCounts
 from kmodd.model import Source
 from kmodd.policy.inforce import PolicyInForce
 from kmodd.policy.parse import PolicyError
@@ -116,6 +118,7 @@ class Daemon:
                 wanted=lambda: self._settings.tracing,
             )
         own = Own()
+        unloads = Unloads()
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._listeners: list[Listener] = []
@@ -125,22 +128,20 @@ class Daemon:
         if options.kernel == "simulated":
             simulated = SimulatedKernel(installed_below(options.root))
             self._kernel = simulated
-            loader = simulated_loader = SimulatedLoader(simulated)
+            loader = simulated_loader = SimulatedLoader(simulated, unloads)
             simulated_loader.request_module = self._request_module
             find_plan: FindPlan = simulated_loader.find_plan
         else:
             self._kernel = LinuxKernel()
             self._installed = Installed(lambda: self._kernel.release, init.enter)
             loads = ModuleLoads(self._kernel, init.enter, self._recorder.next_id, own, self._by_others)
-            in_process = InProcessLoader(self._settings, self._kernel, self._installed, loads)
+            in_process = InProcessLoader(self._settings, self._kernel, self._installed, loads, unloads)
             find_plan = in_process.plan
             loader = ChosenLoader(
                 self._settings,
                 in_process,
                 ModprobeLoader(self._settings, self._kernel, init.enter, own, self._by_others),
             )
-        # In the simulated kernel whoever asks is blocked at once.
-        asleep = 0.0 if options.kernel == "simulated" else ASLEEP
         self._enforcement = Enforcement(PolicyInForce(), self._recorder, options.root, self._run_dir)
         self._enforcement.set_mode(self._settings.policy_mode)
         self._enforcement.policy.subscribe(self._policy_changed)
@@ -149,17 +150,27 @@ class Daemon:
             self._settings,
             self._recorder,
             self._find_blocked,
-            asleep=asleep,
+            # In the simulated kernel whoever asks is blocked at once.
+            asleep=0.0 if options.kernel == "simulated" else ASLEEP,
             identity=self._kernel.identity,
             policy=self._enforcement.policy,
         )
-        self._remover = Remover(self._kernel, self._recorder, self._installed, init.enter, own)
+        self._remover = Remover(self._kernel, self._recorder, self._installed, init.enter, own, unloads)
+        self._autoclean = Autoclean(
+            self._kernel,
+            self._recorder,
+            self._settings,
+            self._remover,
+            unloads,
+            use_counts=UseCounts() if real else None,
+            aliased=self._aliased,
+        )
         self._others = Others(Comings(), own, self._kernel, self._recorder, self._broker.loads_began)
         self._interface = KmoddInterface(
             Parts(
                 broker=self._broker,
                 remover=self._remover,
-                autoclean=Autoclean(self._kernel, self._recorder),
+                autoclean=self._autoclean,
                 plan=find_plan,
                 enforcement=self._enforcement,
                 settings=self._settings,
@@ -171,6 +182,7 @@ class Daemon:
         self._group_lookup: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._first_look: asyncio.Task[None] | None = None
+        self._taking_over: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
 
     # Running
@@ -190,6 +202,7 @@ class Daemon:
         await asyncio.wait([opening], timeout=_JOURNAL_PATIENCE)
         if opening.done():
             self._recorder.go_on_from(opening.result())
+        before = self._journal.history(TOLD, TOLD_MAX)
         await self._enforcement.start()
         api = ApiSource(self._registry())
         self._look_up_group()
@@ -209,6 +222,7 @@ class Daemon:
             self._keep_watchdog()
             self._keep_tree()
             self._first_look = loop.create_task(self._look_at_tree())
+            self._taking_over = loop.create_task(self._autoclean.start(before))
             self._recorder.add("daemon", {"action": "start", "version": __version__, "pid": os.getpid()})
             log.info(
                 "kmodd %s started: kernel %s %s, hook %s",
@@ -242,6 +256,7 @@ class Daemon:
         self._broker.stopping = True
         self._close_listeners()
         await self._broker.stop(self._settings.stop_timeout)
+        await self._autoclean.stop(self._settings.stop_timeout)
         self._stop_tracing()
         # The loop's end puts the signals' default actions back: another one must not kill what ends in order.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -440,6 +455,10 @@ class Daemon:
         self._others.stop()
         self._tracing.problem = self._others.problem = why
 
+    def _aliased(self, name: str) -> Collection[str]:
+        """Return the installed modules of an alias; from any thread."""
+        return () if self._installed is None else self._installed.aliased(name)
+
     def _by_others(self, since: int) -> Collection[str]:
         return self._others.since(since)
 
@@ -500,6 +519,7 @@ class Daemon:
             },
             "loads": {"total": broker.loads_total, "running": broker.loads_running},
             "events": self._recorder.recorded,
+            "autoclean": self._autoclean.as_json(),
             "journal": {
                 "on": self._journal.on,
                 "path": self._journal.path,

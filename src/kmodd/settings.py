@@ -8,6 +8,7 @@ what is left is read in byte order of name, later values replace earlier ones (k
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,29 @@ def _arguments(value: Value) -> str | None:
     return None
 
 
+DELAY = re.compile(r"(?P<glob>[^=\s]{1,256})=(?P<delay>[0-9]{1,8}(\.[0-9]{1,3})?)", re.ASCII)
+"""An entry of `unload_delays`: a glob, and seconds."""
+_ENTRIES_MAX = 1000
+
+
+def _globs(value: Value) -> str | None:
+    assert isinstance(value, list)
+    if len(value) > _ENTRIES_MAX:
+        return f"takes at most {_ENTRIES_MAX} globs"
+    if any(not 0 < len(item) <= 256 or not item.isprintable() or " " in item for item in value):
+        return "takes globs on names of modules, of 1 to 256 characters without spaces"
+    return None
+
+
+def _delays(value: Value) -> str | None:
+    assert isinstance(value, list)
+    if len(value) > _ENTRIES_MAX:
+        return f"takes at most {_ENTRIES_MAX} entries"
+    if any(DELAY.fullmatch(item) is None for item in value):
+        return 'takes entries of a glob, "=" and seconds, as in ["nf_*=300", "loop=0"]'
+    return None
+
+
 def _between(low: float, high: float) -> Check:
     def check(value: Value) -> str | None:
         assert isinstance(value, int | float)
@@ -113,8 +137,20 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "unload_delay",
             60,
-            "Seconds between autoclean passes, 0 = never. Kept for autoclean, which this version lacks.",
+            "Seconds between autoclean passes: as long must a module have been unused. 0 = never.",
             _between(0, 365 * _DAY),
+        ),
+        Setting(
+            "unload_delays",
+            [],
+            "That delay for single modules, the first that matches: `GLOB=SECONDS`, 0 = never.",
+            _delays,
+        ),
+        Setting(
+            "keep",
+            [],
+            "Globs on modules that autoclean never unloads, beside those that are known to be kept.",
+            _globs,
         ),
         Setting(
             "load_timeout",
@@ -355,9 +391,23 @@ class Settings:
     @property
     def modprobe_args(self) -> list[str]:
         """Its arguments before the name."""
-        value = self._values["modprobe_args"]
-        assert isinstance(value, list)
-        return list(value)
+        return self._list("modprobe_args")
+
+    @property
+    def unload_delay(self) -> float:
+        """Seconds between passes of autoclean; 0 for none."""
+        return self._number("unload_delay")
+
+    @property
+    def unload_delays(self) -> list[tuple[str, float]]:
+        """Globs on modules, and how many seconds each may be unused; 0 for ever."""
+        entries = (DELAY.fullmatch(item) for item in self._list("unload_delays"))
+        return [(entry["glob"], float(entry["delay"])) for entry in entries if entry is not None]
+
+    @property
+    def keep(self) -> list[str]:
+        """Globs on modules that autoclean never unloads."""
+        return self._list("keep")
 
     @property
     def load_timeout(self) -> float:
@@ -388,6 +438,11 @@ class Settings:
     def journal_keep(self) -> str:
         """How long events stay in the journal, a number and a unit."""
         return str(self._values["journal_keep"])
+
+    def _list(self, key: str) -> list[str]:
+        value = self._values[key]
+        assert isinstance(value, list)
+        return list(value)
 
     def _number(self, key: str) -> float:
         value = self._values[key]

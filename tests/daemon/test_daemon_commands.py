@@ -35,7 +35,7 @@ REQUESTER = {
 }
 SETTINGS = {
     "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal", "journal_keep", "tracing",
-    "serial", "kernel.keep_tree", "policy.mode", "stop_timeout",
+    "serial", "kernel.keep_tree", "policy.mode", "stop_timeout", "unload_delays", "keep",
 }  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def test_status(daemon: Daemon) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     (state,) = lines(done)
     assert set(state) == {
-        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "tracing", "policy", "requests", "loads", "events", "journal", "threads", "settings",
+        "version", "pid", "state", "uptime_s", "kernel", "hook", "tree", "tracing", "policy", "requests", "loads", "events", "autoclean", "journal", "threads", "settings",
     }  # fmt: skip
     # With the simulated kernel nothing is traced.
     assert (state["tracing"]["on"], state["tracing"]["missed"]) == (False, 0)

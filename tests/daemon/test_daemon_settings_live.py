@@ -17,6 +17,8 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "kernel.keep_tree": (True, False),
     "modprobe_args": (["-q", "--"], []),
     "unload_delay": (0, 31536000),
+    "unload_delays": (["nf_*=300", "loop=0"], []),
+    "keep": (["snd*", "usb-*"], []),
     "load_timeout": (0.5, 31536000),
     "fallback": ("deny", "modprobe"),
     "journal": (False, True),

@@ -31,7 +31,7 @@ from daemon.daemon_harness import (
 )
 
 METHODS = {
-    "RequestModule", "RemoveModule", "ListModules", "MarkAutoclean", "Resolve", "GetStatus", "GetSettings", "SetSetting",
+    "RequestModule", "RemoveModule", "ListModules", "Autoclean", "MarkAutoclean", "Resolve", "GetStatus", "GetSettings", "SetSetting",
     "CheckPolicy", "GetPolicy", "ReloadPolicy", "Seal",
     "Log", "Why",
 }  # fmt: skip

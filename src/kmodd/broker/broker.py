@@ -124,6 +124,7 @@ class Broker:
         if load is None:
             load = self._start(request)
         ticket.load = load
+        load.by_hand |= request.source is not Source.KERNEL
         ticket.state = advance(ticket.state, RequestState.WAITING)
         load.tickets[request.id] = ticket
         self._tickets[request.id] = ticket
@@ -277,6 +278,7 @@ class Broker:
                     "reasons": dict(report.reasons),
                     "identities": {module: self._identity(module) for module in modules or ()},
                     "request": load.first,
+                    "autoload": not load.by_hand,
                 },
             )
         for ticket in list(load.tickets.values()):

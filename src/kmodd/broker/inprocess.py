@@ -10,11 +10,13 @@ import errno
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.installed import Installed
 from kmodd.broker.loader import Loader, Progress, Report, denied
 from kmodd.broker.modules import Failure, ModuleLoads
+from kmodd.broker.unloads import Unloads
 from kmodd.errors import KmoddError, errno_words
 from kmodd.kernel.interface import Kernel
 from kmodd.model import Outcome
@@ -50,7 +52,15 @@ class _Taken:
 class InProcessLoader:
     """Loads by finit_module(2)."""
 
-    def __init__(self, settings: Settings, kernel: Kernel, installed: Installed, loads: ModuleLoads) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kernel: Kernel,
+        installed: Installed,
+        loads: ModuleLoads,
+        unloads: Unloads | None = None,
+    ) -> None:
+        self.unloads = unloads if unloads is not None else Unloads()
         self._settings = settings
         self._kernel = kernel
         self._installed = installed
@@ -72,7 +82,7 @@ class InProcessLoader:
     async def load(self, name: str, progress: Progress) -> Report:
         """Load every module that `name` stands for, in modprobe's order; the last one's status counts."""
         try:
-            plan, release = await self.plan(name)
+            plan, release = await self.settled(name)
         except KmoddError as err:
             if not progress.may_begin(lambda: None):
                 return denied(name)
@@ -84,10 +94,19 @@ class InProcessLoader:
             error = f"cannot load {name}: no module of that name or alias is installed for {release}"
             return Report(Outcome.NOT_FOUND, -errno.ENOENT, (), error)
         taken = []
-        for target in plan.targets:
-            last = target is plan.targets[-1]
-            taken.append(await self._take(_Taken(target, last=last), progress))
+        with self.unloads.needing(plan.modules()):
+            for target in plan.targets:
+                last = target is plan.targets[-1]
+                taken.append(await self._take(_Taken(target, last=last), progress))
         return self._report(plan, taken)
+
+    async def settled(self, name: str) -> tuple[Plan, str]:
+        """Return the plan once nothing of it is being unloaded: what goes is loaded again.
+
+        Raises:
+            KmoddError: as `plan`.
+        """
+        return await self.unloads.settled(partial(self.plan, name), lambda found: found[0].modules())
 
     async def _take(self, taken: _Taken, progress: Progress) -> _Taken:
         target = taken.target
@@ -214,16 +233,16 @@ class ChosenLoader:
     async def load(self, name: str, progress: Progress) -> Report:
         """Load by modprobe where its path is set, else in this process."""
         if self._settings.modprobe_path:
-            if progress.judged_by_plan():
-                try:
-                    plan: Plan | None = (await self._in_process.plan(name))[0]
-                except KmoddError as err:
+            plan: Plan | None = None
+            try:
+                plan = (await self._in_process.settled(name))[0]
+            except KmoddError as err:
+                if progress.judged_by_plan():
                     # What it would load nobody can say, and so not whether that is denied.
                     progress.may_begin(lambda: None)
                     return Report(Outcome.FAILED, -errno.ENOENT, (), f"cannot load {name}: {err}")
-            else:
-                plan = None
             if not progress.may_begin(lambda: plan):
                 return denied(name)
-            return await self._external.load(name, progress)
+            with self._in_process.unloads.needing(() if plan is None else plan.modules()):
+                return await self._external.load(name, progress)
         return await self._in_process.load(name, progress)

@@ -13,6 +13,7 @@ from kmodd.broker import commands
 from kmodd.broker.child import Ended
 from kmodd.broker.own import Own
 from kmodd.broker.threads import in_own_thread
+from kmodd.broker.unloads import Unloads
 from kmodd.errors import KernelError, KmoddError, errno_words
 from kmodd.kernel import init
 from kmodd.kernel.interface import Kernel, Module
@@ -46,8 +47,10 @@ class Remover:
         configured: Configured | None = None,
         enter_root: Callable[[], None] = lambda: None,
         own: Own | None = None,
+        unloads: Unloads | None = None,
     ) -> None:
         self._kernel = kernel
+        self._unloads = unloads if unloads is not None else Unloads()
         self._own = own or Own()
         self._recorder = recorder
         self._configured = configured
@@ -120,8 +123,41 @@ class Remover:
         self._record(module)
         return command is not None
 
-    def _record(self, module: str) -> None:
-        self._recorder.add("unload", {"module": module, "reason": "requested"})
+    async def has_command(self, module: str) -> bool:
+        """Whether modprobe.d has a `remove` command for a module, or nobody can say."""
+        try:
+            return await self._command(module) is not None
+        except KernelError:
+            return True
+
+    async def remove_idle(self, module: str, reason: str, used: Callable[[], str | None]) -> None:
+        """Unload a module that nobody uses, and only by the kernel's own means: no command is run.
+
+        `used` looks once more, in the thread that unloads, and returns what uses it after all, in words.
+
+        Raises:
+            KernelError: it stays; `errno` is EBUSY where `used` has found something.
+        """
+        self._begin(module)
+        with self._unloads.going(module):
+
+            def work() -> None:
+                if (why := used()) is not None:
+                    raise KernelError(f"cannot unload {module}: {why}", errno.EBUSY)
+                self._unload_here(module)
+
+            try:
+                await in_own_thread("kmod_unloader", work)
+            except OSError as err:
+                raise await self._refused(module, err) from err
+        self._record(module, reason)
+
+    def _begin(self, module: str) -> None:
+        if module in self._unloads:
+            raise KernelError(f"cannot unload {module}: it is being unloaded already", errno.EALREADY)
+
+    def _record(self, module: str, reason: str = "requested") -> None:
+        self._recorder.add("unload", {"module": module, "reason": reason})
 
     def _order(self, name: str, *, holders: bool) -> list[str]:
         modules = self._kernel.modules()
@@ -142,10 +178,12 @@ class Remover:
         return module in await in_own_thread("kmod_list", self._kernel.modules)
 
     async def _unload(self, module: str) -> None:
-        try:
-            await in_own_thread("kmod_unloader", partial(self._unload_here, module))
-        except OSError as err:
-            raise await self._refused(module, err) from err
+        self._begin(module)
+        with self._unloads.going(module):
+            try:
+                await in_own_thread("kmod_unloader", partial(self._unload_here, module))
+            except OSError as err:
+                raise await self._refused(module, err) from err
 
     def _unload_here(self, module: str) -> None:
         with self._own.thread():

@@ -7,9 +7,11 @@ import errno
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress, Report, denied
+from kmodd.broker.unloads import Unloads
 from kmodd.errors import errno_words
 from kmodd.kernel.interface import BlockedTask, Wait
 from kmodd.kernel.simulated import SimulatedKernel
@@ -25,7 +27,8 @@ _PID_MAX = 1 << 22
 class SimulatedLoader:
     """Loads in a `SimulatedKernel`. `request_module` is the kernel's way back to the broker (nesting)."""
 
-    def __init__(self, kernel: SimulatedKernel) -> None:
+    def __init__(self, kernel: SimulatedKernel, unloads: Unloads | None = None) -> None:
+        self._unloads = unloads if unloads is not None else Unloads()
         self._kernel = kernel
         self._sessions = itertools.count(_PID_MAX + 1)
         self._changes: dict[str, list[asyncio.Future[None]]] = {}
@@ -36,13 +39,20 @@ class SimulatedLoader:
         """Load every module that `name` stands for, each behind its dependencies."""
         session = next(self._sessions)
         progress.session(session)
-        found = self._kernel.resolve(name)
-        if not progress.may_begin(lambda: self.plan(name)):
+        plan, _release = await self._unloads.settled(
+            partial(self.find_plan, name), lambda found: found[0].modules()
+        )
+        if not progress.may_begin(lambda: plan):
             return denied(name)
-        if not found:
+        if not plan.targets:
             return Report(
                 Outcome.NOT_FOUND, 1, (), f"cannot load {name}: no such module in the simulated kernel"
             )
+        with self._unloads.needing(plan.modules()):
+            return await self._load_those(name, progress, session)
+
+    async def _load_those(self, name: str, progress: Progress, session: int) -> Report:
+        found = self._kernel.resolve(name)
         loaded: list[str] = []
         builtin = True
         for target in found:

@@ -113,6 +113,7 @@ class Load:
 
     __slots__ = (
         "_broker",
+        "by_hand",
         "early",
         "first",
         "gate",
@@ -140,6 +141,8 @@ class Load:
         self.early: list[Ticket] = []
         self.gate = Gate(broker.policy)
         self.refused = False
+        self.by_hand = False
+        """Whether anybody but the kernel has asked for it."""
         self.task: asyncio.Task[None] | None = None
 
     def may_begin(self, plan: Callable[[], Plan | None]) -> bool:

@@ -109,7 +109,7 @@ def list_modules(arguments: Namespace) -> int:
         for module in modules:
             _print_json(module)
         return 0
-    rows = [["Module", "Size", "Refs", "State", "Brought in by", "Used by"]]
+    rows = [["Module", "Size", "Refs", "State", "Brought in by", "Autoclean", "Used by"]]
     rows += [
         [
             module["name"],
@@ -117,12 +117,20 @@ def list_modules(arguments: Namespace) -> int:
             "-" if module["refcount"] is None else str(module["refcount"]),
             module["state"] + (" permanent" if module["permanent"] else ""),
             "-" if module["brought_in_by"] is None else f"request {module['brought_in_by']}",
+            _autoclean_words(module),
             " ".join(module["holders"]) or "-",
         ]
         for module in modules
     ]
     print(show.table(rows))
     return 0
+
+
+def _autoclean_words(module: dict[str, Any]) -> str:
+    if not module["autoclean"]:
+        return "-"
+    idle = module["idle_since"]
+    return "yes" if idle is None else f"idle since {idle[11:19]}"
 
 
 def why(arguments: Namespace) -> int:
@@ -168,6 +176,7 @@ def status(arguments: Namespace) -> int:
         ["policy", _policy_words(state["policy"])],
         ["requests", f"{requests['total']} ({outcomes or 'none yet'}), {requests['waiting']} waiting"],
         ["loads", f"{loads['total']}, {loads['running']} running"],
+        ["autoclean", _cleaning_words(state["autoclean"])],
         ["journal", _journal_words(state["journal"])],
         *(["setting", f"{key} = {json.dumps(value)}"] for key, value in state["settings"].items()),
     ]
@@ -180,6 +189,15 @@ def _policy_words(policy: dict[str, Any]) -> str:
     if policy["sealed"]:
         words.append("sealed")
     return ", ".join(words) + (f"; {policy['problem']}" if policy["problem"] else "")
+
+
+def _cleaning_words(state: dict[str, Any]) -> str:
+    if not state["delay"]:
+        return f"off (unload_delay is 0), {state['unloaded']} modules unloaded"
+    every = f"every {state['delay']:g} s, uses are {state['uses']}"
+    went = f"{state['modules']} modules came by themselves or are marked, {state['unloaded']} unloaded"
+    hangs = f"; the exit of {' '.join(state['hanging'])} has not returned" if state["hanging"] else ""
+    return f"{every}: {went} ({state['size']} bytes){hangs}"
 
 
 def _journal_words(journal: dict[str, Any]) -> str:

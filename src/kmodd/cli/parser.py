@@ -77,6 +77,15 @@ def _remove(made: argparse.ArgumentParser) -> None:
     made.add_argument("--holders", action="store_true", help="unload those first that use it")
 
 
+def _autoclean(made: argparse.ArgumentParser) -> None:
+    _json(made)
+    what = made.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run", action="store_true", help="only show it, which is what it does without --now"
+    )
+    what.add_argument("--now", action="store_true", help="unload now what may go, and show that")
+
+
 def _resolve(made: argparse.ArgumentParser) -> None:
     _json(made)
     made.add_argument("name", nargs="+", metavar="NAME", help="a module's name or an alias")
@@ -176,6 +185,7 @@ COMMANDS: dict[str, tuple[str, str, Fill]] = {
     "request": ("ask for modules by name or alias", "client:request", _request),
     "remove": ("unload modules", "client:remove", _remove),
     "list": ("list the modules in the kernel", "client:list_modules", _json),
+    "autoclean": ("show what would be unloaded, what stays and why", "autoclean:autoclean", _autoclean),
     "resolve": ("show what a request would load, in order, and why", "resolve:resolve", _resolve),
     "status": ("show the daemon, the hook and counts", "client:status", _json),
     "tune": ("read or change settings of the running daemon", "client:tune", _tune),

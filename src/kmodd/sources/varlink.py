@@ -197,7 +197,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
     async def ListModules(self) -> list[ModuleInfo]:  # noqa: N802 - varlink's spelling
         """Return the modules in the kernel, the one that came first first."""
         live, brought_in_by = await self._remover.live()
-        marked = await self._autoclean.marked()
+        owned = await self._autoclean.owned()
         return [
             {
                 "name": module.name,
@@ -207,8 +207,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
                 "state": module.state.value,
                 "permanent": module.permanent,
                 "brought_in_by": brought_in_by.get(module.name),
-                "autoclean": module.name in marked,
-                "idle_since": None,
+                "autoclean": module.name in owned,
+                "idle_since": self._autoclean.idle_since(module),
             }
             for module in live.values()
         ]
@@ -221,6 +221,19 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
             return await self._autoclean.mark(names)
         except InvalidNameError as err:
             raise InvalidName(name="", error=str(err), result=None) from err
+
+    @varlinkmethod(return_parameter="result", allow_foreign=True)
+    async def Autoclean(self, *, now: bool | None = None) -> Any:  # noqa: N802 - varlink's spelling
+        """Return what autoclean would unload, what stays and why; with `now` make a pass, and tell what went.
+
+        `delay`: seconds between passes; `uses`: whether the kernel counts what takes a module, or it is
+        sampled; `modules`: those that came by themselves or are marked; `size`: bytes that were given back.
+        """
+        if now:
+            need_root("run autoclean")
+        made = await self._autoclean.run(dry=not now)
+        state = self._autoclean.as_json()
+        return {"delay": state["delay"], "uses": state["uses"], **made.as_json()}
 
     @varlinkmethod(return_parameter="plan", allow_foreign=True)
     async def Resolve(self, *, name: str) -> Any:  # noqa: N802 - varlink's spelling

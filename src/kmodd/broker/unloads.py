@@ -1,0 +1,79 @@
+"""Which modules are being unloaded: whoever asks for one of them meanwhile waits, then has it loaded again.
+
+All calls on the event loop. Between a look at this and what is done then nothing is awaited, so no request is
+told that a module is live which goes behind its back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Unloads:
+    """The unloads of our own in progress, and who wants to know what is asked for."""
+
+    def __init__(self) -> None:
+        self._going: dict[str, asyncio.Future[None]] = {}
+        self._needed: Counter[str] = Counter()
+        self._told: list[Callable[[Iterable[str]], None]] = []
+
+    def __contains__(self, module: object) -> bool:
+        """Whether a module is being unloaded."""
+        return module in self._going
+
+    @contextlib.contextmanager
+    def going(self, module: str) -> Iterator[None]:
+        """Inside this context the module is being unloaded; of one module there is one at a time."""
+        if module in self._going:
+            raise RuntimeError(f"{module} is being unloaded already")
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._going[module] = ended
+        try:
+            yield
+        finally:
+            del self._going[module]
+            ended.set_result(None)
+
+    def subscribe(self, told: Callable[[Iterable[str]], None]) -> None:
+        """Call `told(modules)` when a request comes to need modules, and when it does not any more."""
+        self._told.append(told)
+
+    @contextlib.contextmanager
+    def needing(self, modules: Iterable[str]) -> Iterator[None]:
+        """Inside this context a request loads these, or says that they are live."""
+        needed = tuple(modules)
+        self._needed.update(needed)
+        self._tell(needed)
+        try:
+            yield
+        finally:
+            for module in needed:
+                self._needed[module] -= 1
+                if not self._needed[module]:
+                    del self._needed[module]
+            self._tell(needed)
+
+    def is_needed(self, module: str) -> bool:
+        """Whether a request needs a module now."""
+        return module in self._needed
+
+    def _tell(self, modules: Iterable[str]) -> None:
+        for told in self._told:
+            told(modules)
+
+    async def settled(self, find: Callable[[], Awaitable[T]], modules: Callable[[T], Iterable[str]]) -> T:
+        """Return what `find` finds once none of its `modules` is being unloaded."""
+        found = await find()
+        while self._going:
+            ends = [self._going[module] for module in modules(found) if module in self._going]
+            if not ends:
+                break
+            await asyncio.wait(ends)
+            found = await find()
+        return found

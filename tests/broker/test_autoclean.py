@@ -1,0 +1,590 @@
+"""Autoclean with the simulated kernel, in virtual time: what goes when, and what a request meanwhile gets."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any
+
+import pytest
+
+from kmodd.broker import autoclean, removal
+from kmodd.broker.autoclean import Autoclean, Pass
+from kmodd.broker.removal import Remover
+from kmodd.broker.simulated import SimulatedLoader
+from kmodd.broker.unloads import Unloads
+from kmodd.errors import InvalidName
+from kmodd.kernel.simulated import Installed, SimulatedKernel
+from kmodd.kernel.uses import Device, StandsFor, Uses
+from kmodd.model import Outcome, Result, Source
+from kmodd.tree import modprobed
+from kmodd.tree.modprobed import Config
+from support import virtual
+from support.bench import Bench
+
+MODULES = (
+    Installed("dep"),
+    Installed("top", depends=("dep",), aliases=("net-pf-9",)),
+    Installed("other"),
+    Installed("slow", depends=("dep",), latency=12.0),
+    Installed("stuck", permanent=True),
+)
+
+
+class Kernel(SimulatedKernel):
+    """One with devices, an exit that can be held up, and a hook right before an unload."""
+
+    def __init__(self) -> None:
+        super().__init__(MODULES)
+        self.driven: set[str] = set()
+        self.unloaded: list[str] = []
+        self.refuses: dict[str, int] = {}
+
+    def uses(self, name: str, stands_for: StandsFor) -> Uses:
+        driven = Device("0000:00:03.0", "pci", name, "/sys/devices/x")
+        return Uses(devices=(driven,)) if name in self.driven else Uses()
+
+    def unload(self, name: str) -> None:
+        if name in self.refuses:
+            raise OSError(self.refuses[name], "no")
+        super().unload(name)
+        self.unloaded.append(name)
+
+
+class Counts:
+    """What the kernel would count."""
+
+    def __init__(self) -> None:
+        self.on = True
+        self.problem: str | None = None
+        self.gets: dict[str, int] | None = {}
+
+    def start(self) -> None:
+        self.on = True
+
+    def stop(self) -> None:
+        self.on = False
+
+    def counts(self) -> Mapping[str, int] | None:
+        return None if self.gets is None else dict(self.gets)
+
+    def get(self, module: str) -> None:
+        assert self.gets is not None
+        self.gets[module] = self.gets.get(module, 0) + 1
+
+
+class Configured:
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    async def config(self) -> Config:
+        config = Config()
+        modprobed.parse(config, self._text, "/etc/modprobe.d/a.conf")
+        return config
+
+    def aliased(self, name: str) -> list[str]:
+        return ["top"] if name == "net-pf-9" else []
+
+
+class History:
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self._events = events
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        for event in self._events:
+            yield event
+
+
+class Machine:
+    """Made inside a running virtual loop. Work of threads is done at once, or where a test lets it."""
+
+    def __init__(self, config: str = "", counts: Counts | None = None, **settings: Any) -> None:
+        self.kernel = Kernel()
+        self.unloads = Unloads()
+        self.counts = counts
+        self.bench = Bench((), SimulatedLoader(self.kernel, self.unloads), **settings)
+        self.bench.kernel = self.kernel
+        self.bench.broker._identity = self.kernel.identity
+        configured = Configured(config)
+        self.remover = Remover(self.kernel, self.bench.recorder, configured, unloads=self.unloads)
+        self.autoclean = Autoclean(
+            self.kernel,
+            self.bench.recorder,
+            self.bench.settings,
+            self.remover,
+            self.unloads,
+            use_counts=counts,
+            aliased=configured.aliased,
+            clock=asyncio.get_running_loop().time,
+        )
+
+    async def start(self, events: list[dict[str, Any]] | None = None) -> Machine:
+        await self.autoclean.start(History(events or []))  # type: ignore[arg-type]
+        return self
+
+    async def ask(self, name: str, source: Source = Source.KERNEL) -> Result:
+        return await self.bench.ask(name, source=source)
+
+    async def live(self) -> set[str]:
+        await asyncio.sleep(0)
+        return set(self.kernel.modules())
+
+    async def after(self, seconds: float) -> set[str]:
+        await asyncio.sleep(seconds)
+        return await self.live()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return self.bench.events(kind)
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(_name: str, work: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0)
+        return work()
+
+    monkeypatch.setattr(autoclean, "in_own_thread", at_once)
+    monkeypatch.setattr(removal, "in_own_thread", at_once)
+
+
+def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    virtual.run(story())
+
+
+def test_s9_what_the_kernel_asked_for_goes_between_one_and_two_delays_after_its_last_use() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("top")
+        assert await machine.after(59) == {"dep", "top"}
+        assert await machine.after(62) == set()
+        assert machine.kernel.unloaded == ["top", "dep"], "what it held goes in the same pass"
+        reasons = [event["reason"] for event in machine.events("unload")]
+        assert reasons == ["nobody has used it for 60 s"] * 2
+        [told] = machine.events("autoclean")
+        assert (told["action"], told["modules"], told["size"], told["failed"]) == (
+            "pass", ["top", "dep"], 2 * 16384, {},
+        )  # fmt: skip
+        state = machine.autoclean.as_json()
+        assert (state["unloaded"], state["size"], state["modules"]) == (2, 2 * 16384, 0)
+
+    run(story)
+
+
+def test_a_use_between_two_passes_is_seen_where_the_kernel_counts() -> None:
+    """Whether it is held at the moment of a pass says nothing."""
+
+    async def story() -> None:
+        counts = Counts()
+        machine = await Machine(counts=counts, unload_delay=60).start()
+        await machine.ask("other")
+        for _ in range(10):
+            await asyncio.sleep(30)
+            counts.get("other")
+            assert await machine.after(30) == {"other"}
+        assert await machine.after(59) == {"other"}
+        assert await machine.after(62) == set()
+
+    run(story)
+
+
+def test_without_counts_users_are_sampled_several_times_in_a_delay() -> None:
+    async def story() -> None:
+        machine = await Machine(unload_delay=60).start()
+        assert machine.autoclean.as_json()["uses"] == "sampled"
+        await machine.ask("other")
+        for _ in range(4):
+            await asyncio.sleep(28)
+            machine.kernel.use("other", 1)
+            await asyncio.sleep(16)
+            machine.kernel.use("other", -1)
+        assert await machine.after(44) == {"other"}
+        assert await machine.after(32) == set()
+
+    run(story)
+
+
+def test_counts_that_are_not_to_be_had_for_once_are_a_doubt() -> None:
+    async def story() -> None:
+        counts = Counts()
+        machine = await Machine(counts=counts, unload_delay=60).start()
+        await machine.ask("other")
+        await asyncio.sleep(61)
+        gets, counts.gets = counts.gets, None
+        assert await machine.after(40) == {"other"}
+        counts.gets = gets
+        assert await machine.after(60) == set()
+
+    run(story)
+
+
+def test_counting_may_end_and_begin_while_it_runs() -> None:
+    async def story() -> None:
+        counts = Counts()
+        machine = await Machine(counts=counts, unload_delay=60).start()
+        await machine.ask("other")
+        await asyncio.sleep(61)
+        machine.bench.settings.set("tracing", False)
+        await asyncio.sleep(1)
+        assert machine.autoclean.as_json()["uses"] == "sampled"
+        counts.get("other")
+        machine.bench.settings.set("tracing", True)
+        await asyncio.sleep(1)
+        assert machine.autoclean.as_json()["uses"] == "counted"
+        assert await machine.after(59) == {"other"}, "what was used meanwhile is in doubt"
+        assert await machine.after(62) == set()
+
+    run(story)
+
+
+@pytest.mark.parametrize("source", [Source.API, Source.CLI])
+def test_what_was_asked_for_by_hand_is_never_touched(source: Source) -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=1).start()
+        await machine.ask("top", source)
+        await machine.ask("other")
+        assert await machine.after(10) == {"top", "dep"}
+
+    run(story)
+
+
+def test_who_asks_by_hand_for_what_is_there_makes_it_theirs() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("top")
+        assert (await machine.ask("net-pf-9", Source.CLI)).outcome is Outcome.ALREADY_LIVE
+        assert await machine.after(500) == {"top", "dep"}
+        [told] = machine.events("autoclean")
+        assert (told["action"], told["modules"]) == ("release", ["top"])
+
+    run(story)
+
+
+def test_what_others_have_brought_in_is_never_touched() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=1).start()
+        machine.kernel.load("dep")
+        machine.kernel.load("other")
+        await machine.ask("top")
+        assert await machine.after(10) == {"dep", "other"}
+
+    run(story)
+
+
+def test_one_that_others_have_unloaded_and_loaded_again_is_not_ours_any_more() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        machine.kernel.unload("other")
+        machine.kernel.load("other")
+        assert await machine.after(500) == {"other"}
+        assert machine.autoclean.as_json()["modules"] == 0
+
+    run(story)
+
+
+def test_a_mark_makes_it_ours() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        machine.kernel.load("other")
+        assert await machine.autoclean.mark(["other", "absent"]) == ["other"]
+        with pytest.raises(InvalidName):
+            await machine.autoclean.mark(["a b"])
+        assert await machine.autoclean.owned() == {"other"}
+        assert await machine.after(125) == set()
+
+    run(story)
+
+
+def test_what_is_in_use_stays_and_has_a_whole_delay_afterwards() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        machine.kernel.use("other", 1)
+        assert await machine.after(600) == {"other"}
+        machine.kernel.use("other", -1)
+        assert await machine.after(59) == {"other"}
+        assert await machine.after(62) == set()
+
+    run(story)
+
+
+def test_a_bound_device_keeps_its_driver_though_its_count_is_0() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        machine.kernel.driven.add("other")
+        assert await machine.after(600) == {"other"}
+        made = await machine.autoclean.run(dry=True)
+        [verdict] = made.verdicts
+        assert "pci driver other" in verdict.reason
+        machine.kernel.driven.clear()
+        assert await machine.after(125) == set()
+
+    run(story)
+
+
+def test_a_device_that_is_bound_right_before_the_unload_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        decide = autoclean.decide
+
+        def plugged_in(*arguments: Any) -> Any:
+            machine.kernel.driven.add("other")
+            return decide(*arguments)
+
+        monkeypatch.setattr(autoclean, "decide", plugged_in)
+        assert await machine.after(600) == {"other"}
+        assert not machine.events("autoclean")
+
+    run(story)
+
+
+def test_a_use_right_before_the_unload_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        counts = Counts()
+        machine = await Machine(counts=counts, unload_delay=60).start()
+        await machine.ask("other")
+        decide = autoclean.decide
+
+        def used(*arguments: Any) -> Any:
+            counts.get("other")
+            return decide(*arguments)
+
+        monkeypatch.setattr(autoclean, "decide", used)
+        assert await machine.after(600) == {"other"}
+
+    run(story)
+
+
+def test_keep_and_delays_of_single_modules() -> None:
+    async def story() -> None:
+        settings = {"keep": ["o*er"], "unload_delays": ["dep=0", "t?p=300"]}
+        machine = await Machine(counts=Counts(), unload_delay=60, **settings).start()
+        await machine.ask("top")
+        await machine.ask("other")
+        assert await machine.after(299) == {"top", "dep", "other"}
+        assert await machine.after(400) == {"dep", "other"}
+        reasons = {each.module: each.reason for each in (await machine.autoclean.run(dry=True)).verdicts}
+        assert reasons == {
+            "dep": "autoclean is off for it (unload_delay, unload_delays)",
+            "other": "it is kept: the setting keep names it",
+        }
+
+    run(story)
+
+
+def test_a_changed_delay_holds_at_once_and_0_stops_it() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=3600).start()
+        await machine.ask("other")
+        await asyncio.sleep(100)
+        machine.bench.settings.set("unload_delay", 10)
+        assert await machine.after(21) == set()
+        machine.bench.settings.set("unload_delay", 0)
+        await machine.ask("other")
+        assert await machine.after(100_000) == {"other"}
+        made = await machine.autoclean.run()
+        assert (made.unloaded, machine.kernel.unloaded) == ((), ["other"])
+
+    run(story)
+
+
+def test_nothing_wakes_up_while_nothing_may_go() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60, keep=["other"]).start()
+        await machine.ask("other")
+        machine.kernel.load("dep")
+        passes = machine.autoclean.account.passes
+        await asyncio.sleep(10_000)
+        assert machine.autoclean.account.passes == passes == 0
+
+    run(story)
+
+
+def test_a_dry_run_changes_nothing_and_says_how_long_it_takes() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("top")
+        await asyncio.sleep(20)
+        for _ in range(3):
+            made = await machine.autoclean.run(dry=True)
+        shown = {each["module"]: each for each in made.as_json()["modules"]}
+        assert shown["top"]["in_seconds"] is not None
+        assert shown["top"]["goes"] is False
+        assert shown["dep"]["reason"] == "it is used by top"
+        assert await machine.live() == {"top", "dep"}
+        assert machine.autoclean.account.passes == 0
+
+    run(story)
+
+
+# Requests meanwhile
+
+
+class Held:
+    """A thread that unloads one module, held up until a test lets it go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str, machine: Machine) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+        async def in_thread(name: str, work: Callable[[], Any]) -> Any:
+            await asyncio.sleep(0)
+            if name == "kmod_unloader" and module in machine.unloads and not self.begun.is_set():
+                self.begun.set()
+                await self.go_on.wait()
+            return work()
+
+        monkeypatch.setattr(removal, "in_own_thread", in_thread)
+
+
+@pytest.mark.parametrize("name", ["top", "net-pf-9", "dep", "slow"])
+def test_s10_who_asks_for_what_is_being_unloaded_waits_and_has_it_again(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also where it is but a dependency of what is asked for."""
+
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("top")
+        which = "dep" if name in {"dep", "slow"} else "top"
+        held = Held(monkeypatch, which, machine)
+        await held.begun.wait()
+        asked = asyncio.ensure_future(machine.ask(name))
+        await asyncio.sleep(1)
+        assert not asked.done()
+        held.go_on.set()
+        result = await asked
+        assert (result.outcome, result.status) == (Outcome.LOADED, 0)
+        assert which in (result.modules or ())
+        assert which in await machine.live()
+
+    run(story)
+
+
+def test_s10_what_is_asked_for_between_the_look_and_the_unload_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        decide, answers = autoclean.decide, []
+
+        def asks(*arguments: Any) -> Any:
+            answers.append(asyncio.ensure_future(machine.ask("other")))
+            return decide(*arguments)
+
+        monkeypatch.setattr(autoclean, "decide", asks)
+        await asyncio.sleep(200)
+        monkeypatch.undo()
+        outcomes = [(await answer).outcome for answer in answers]
+        # Whoever was told that it is live finds it so.
+        assert set(outcomes) <= {Outcome.ALREADY_LIVE, Outcome.LOADED}
+        assert "other" in await machine.live() or outcomes[-1] is not Outcome.ALREADY_LIVE
+
+    run(story)
+
+
+def test_what_a_load_in_progress_needs_stays_however_long_that_takes() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=1).start()
+        asked = asyncio.ensure_future(machine.ask("slow"))
+        await asyncio.sleep(11)
+        assert "dep" in await machine.live()
+        assert (await asked).outcome is Outcome.LOADED
+
+    run(story)
+
+
+def test_one_whose_exit_hangs_is_told_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        held = Held(monkeypatch, "top", machine)
+        await machine.ask("top")
+        await machine.ask("other")
+        await held.begun.wait()
+        assert await machine.after(15) == {"top", "dep"}, "the other one has gone"
+        assert machine.autoclean.as_json()["hanging"] == ["top"]
+        told = machine.events("autoclean")[-1]
+        assert "its exit function has not returned for 10 s" in told["failed"]["top"]
+        made = await machine.autoclean.run(dry=True)
+        assert {each.module: each.reason for each in made.verdicts}["top"] == "it is being unloaded"
+        assert (await machine.ask("other")).outcome is Outcome.LOADED, "others load and unload on"
+        held.go_on.set()
+        await asyncio.sleep(1)
+        assert machine.autoclean.as_json()["hanging"] == []
+        assert machine.events("unload")[-1]["module"] == "top"
+
+    run(story)
+
+
+def test_a_module_that_finds_a_user_in_between_is_no_failure() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        for number in (errno.EAGAIN, errno.EBUSY):
+            machine.kernel.refuses["other"] = number
+            made = await _pass_after(machine, 130)
+            assert (made.unloaded, made.failed) == ((), {})
+        machine.kernel.refuses["other"] = errno.EIO
+        made = await _pass_after(machine, 130)
+        assert "EIO" in made.failed["other"]
+        again = await machine.autoclean.run()
+        assert again.failed == {}, "not each time anew"
+
+    run(story)
+
+
+async def _pass_after(machine: Machine, seconds: float) -> Pass:
+    machine.bench.settings.set("unload_delay", 3600)
+    await asyncio.sleep(seconds)
+    machine.bench.settings.set("unload_delay", 60)
+    return await machine.autoclean.run()
+
+
+def test_a_remove_command_keeps_it() -> None:
+    async def story() -> None:
+        machine = await Machine("remove other /bin/false\n", counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        assert await machine.after(200) == {"other"}
+        [verdict] = (await machine.autoclean.run(dry=True)).verdicts
+        assert verdict.reason.startswith("it is kept: modprobe.d has a remove command for it")
+
+    run(story)
+
+
+# Across a restart
+
+
+async def _told(names: list[str], **settings: Any) -> tuple[Machine, list[dict[str, Any]]]:
+    machine = await Machine(counts=Counts(), **settings).start()
+    for name in names:
+        await machine.ask(name)
+    return machine, [*machine.events("load"), *machine.events("autoclean"), *machine.events("unload")]
+
+
+def test_a_later_daemon_knows_what_it_may_clean() -> None:
+    async def story() -> None:
+        first, told = await _told(["top", "other"], unload_delay=0)
+        first.kernel.unload("other")
+        first.kernel.load("other")
+        later = Machine(counts=Counts(), unload_delay=60)
+        later.kernel = later.autoclean._kernel = later.remover._kernel = first.kernel
+        await later.start(told)
+        assert await later.after(59) == {"top", "dep", "other"}, "a whole delay from the restart on"
+        assert await later.after(70) == {"other"}
+
+    run(story)
+
+
+def test_what_has_happened_since_the_restart_is_newer_than_what_is_told() -> None:
+    async def story() -> None:
+        first, told = await _told(["top", "other"], unload_delay=0)
+        later = Machine(counts=Counts(), unload_delay=60)
+        later.kernel = later.autoclean._kernel = later.remover._kernel = first.kernel
+        # Before the journal has been read: somebody asks by hand for one that it tells of.
+        later.bench.recorder.add("autoclean", {"action": "release", "modules": ["other"], "reason": ""})
+        await later.start(told)
+        assert await later.after(200) == {"other"}
+
+    run(story)
