@@ -156,7 +156,7 @@ def test_no_right(tracefs: Tracefs, monkeypatch: pytest.MonkeyPatch, number: int
     def refuse(path: str) -> str:
         raise OSError(number, os.strerror(number), path)
 
-    monkeypatch.setattr(instance, "_read", refuse)
+    monkeypatch.setattr(instance, "read", refuse)
     traced = Tracing((str(tracefs.root),))
     traced.start()
     assert not traced.on

@@ -78,7 +78,7 @@ class Instance(ABC, Generic[T]):
         except KmoddError as err:
             problem = str(err)
         except OSError as err:
-            problem = _why(err)
+            problem = why(err)
         else:
             self.problem = None
             return
@@ -88,11 +88,11 @@ class Instance(ABC, Generic[T]):
     def _start(self) -> None:
         root = self._find()
         self._layout = ringbuffer.layout(
-            _read(f"{root}/events/header_page"), _read(f"{root}/events/header_event")
+            read(f"{root}/events/header_page"), read(f"{root}/events/header_event")
         )
         self._formats = {}
         for event, fields in self.events.items():
-            known = ringbuffer.event_format(_read(f"{root}/{_path(event)}/format"))
+            known = ringbuffer.event_format(read(f"{root}/{_path(event)}/format"))
             for field in ("common_type", "common_pid", *fields):
                 known.field(field)
             self._formats[known.id] = (event, known)
@@ -101,14 +101,14 @@ class Instance(ABC, Generic[T]):
             os.mkdir(directory, 0o700)
         self._directory = directory
         # A change of the clock or the size empties the buffer: what a dead daemon left may still be claimed.
-        if f"[{CLOCK}]" not in _read(f"{directory}/trace_clock"):
-            _write(f"{directory}/trace_clock", CLOCK)
+        if f"[{CLOCK}]" not in read(f"{directory}/trace_clock"):
+            write(f"{directory}/trace_clock", CLOCK)
         for name, value in (("buffer_size_kb", _KIB), ("buffer_percent", 0)):
-            if not _read(f"{directory}/{name}").startswith((f"{value}\n", f"{value} ")):
-                _write(f"{directory}/{name}", str(value))
+            if not read(f"{directory}/{name}").startswith((f"{value}\n", f"{value} ")):
+                write(f"{directory}/{name}", str(value))
         for event in self.events:
-            _write(f"{directory}/{_path(event)}/enable", "1")
-        _write(f"{directory}/tracing_on", "1")
+            write(f"{directory}/{_path(event)}/enable", "1")
+        write(f"{directory}/tracing_on", "1")
         self._epoll = select.epoll()
         for cpu in os.listdir(f"{directory}/per_cpu"):
             path = f"{directory}/per_cpu/{cpu}/trace_pipe_raw"
@@ -139,7 +139,7 @@ class Instance(ABC, Generic[T]):
         try:
             for event in self.events:
                 with contextlib.suppress(OSError):  # a broken instance is removed as well
-                    _write(f"{self._directory}/{_path(event)}/enable", "0")
+                    write(f"{self._directory}/{_path(event)}/enable", "0")
             os.rmdir(self._directory)
         except OSError as err:
             log.warning("cannot remove %s: %s", self._directory, err.strerror)
@@ -209,7 +209,8 @@ def _path(event: str) -> str:
     return f"events/{event.replace(':', '/')}"
 
 
-def _why(err: OSError) -> str:
+def why(err: OSError) -> str:
+    """Return why tracefs does not let us, in words."""
     if err.errno == errno.EPERM:
         return "the kernel does not let us trace: it is locked down (lockdown=confidentiality)"
     if err.errno in {errno.EACCES, errno.EROFS}:
@@ -217,13 +218,19 @@ def _why(err: OSError) -> str:
     return f"{err.filename or 'tracefs'}: {err.strerror}"
 
 
-def _read(path: str) -> str:
+def read(path: str, limit: int = 65536) -> str:
+    """Return what a file of tracefs says."""
     with open(path, encoding="ascii", errors="replace") as file:
-        return file.read(65536)
+        return file.read(limit)
 
 
-def _write(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def write(path: str, value: str, flags: int = 0) -> None:
+    """Set a file of tracefs.
+
+    Raises:
+        OSError: the kernel refuses; it has the path.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
     try:
         os.write(fd, value.encode("ascii"))
     except OSError as err:
