@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 CLONE_FS = 0x00000200
+CLONE_NEWNET = 0x40000000
 PR_SET_NAME = 15
 O_NONBLOCK = os.O_NONBLOCK
 
@@ -40,6 +41,11 @@ def _check(result: int, what: str) -> None:
 def unshare(flags: int) -> None:
     """unshare(2) for the calling thread."""
     _check(_libc().unshare(flags), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2) for the calling thread; os.setns is there from Python 3.12 on."""
+    _check(_libc().setns(fd, kind), "setns")
 
 
 def set_thread_name(name: str) -> None:

@@ -30,31 +30,33 @@ class Mount:
 
     def __str__(self) -> str:
         """Return it in words."""
-        return f"{_safe(self.type)} mounted at {escape(self.point)}"
+        return f"{safe(self.type)} mounted at {escape(self.point)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
     """A block device in use, whole or a partition.
 
-    `holders`: the block devices on top of it; `file`: what a loop device shows, None for others.
+    `holders`: the block devices on top of it; `file`: what a loop device shows, None for others; `contents`:
+    what it holds although nothing has it open, such as `an array`.
     """
 
     name: str
     mounted_at: tuple[bytes, ...] = ()
     holders: tuple[str, ...] = ()
     file: bytes | None = None
+    contents: str | None = None
 
     def __str__(self) -> str:
         """Return it in words."""
-        how = []
+        how = [f"with {self.contents}"] if self.contents is not None else []
         if self.mounted_at:
             how.append(f"mounted at {some([escape(point) for point in self.mounted_at], 1)}")
         if self.holders:
-            how.append(f"held by {some([_safe(name) for name in self.holders], 1)}")
+            how.append(f"held by {some([safe(name) for name in self.holders], 1)}")
         if self.file is not None and not how:
             how.append(f"on {escape(self.file)}")
-        return f"block device {_safe(self.name)} {' and '.join(how)}"
+        return f"block device {safe(self.name)} {' and '.join(how)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +71,28 @@ class Device:
 
     def __str__(self) -> str:
         """Return it in words."""
-        return f"device {_safe(self.name)} ({_safe(self.bus)} driver {_safe(self.driver)})"
+        return f"device {safe(self.name)} ({safe(self.bus)} driver {safe(self.driver)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """What is known to use one module. Empty: nothing is known, which does not say that nothing does."""
+    """What is known to use one module. Empty: nothing is known, which does not say that nothing does.
+
+    `others`: what else does, each in words.
+    """
 
     mounts: tuple[Mount, ...] = ()
     disks: tuple[Disk, ...] = ()
     devices: tuple[Device, ...] = ()
+    others: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether anything is known."""
-        return bool(self.mounts or self.disks or self.devices)
+        return bool(self.mounts or self.disks or self.devices or self.others)
+
+    def told(self) -> str:
+        """Return what is known in words, as in `device 0000:00:03.0 (pci driver e1000)`."""
+        return some([str(use) for use in (*self.mounts, *self.disks, *self.devices)] + list(self.others))
 
     def words(self, refcount: int) -> str:
         """Return `it has N users`, with what is known of them, and the devices bound to its drivers."""
@@ -93,7 +103,7 @@ class Uses:
             known = len({mount.device for mount in self.mounts}) + len(self.disks)
             told += f"{':' if known >= refcount else ', among them'} {some(holding)}"
         interfaces = [
-            f"network interface {_safe(name)}" for device in self.devices for name in device.interfaces
+            f"network interface {safe(name)}" for device in self.devices for name in device.interfaces
         ]
         driven = [some([str(device) for device in self.devices]), some(interfaces)]
         return told + (f"; it drives {', '.join(filter(None, driven))}" if self.devices else "")
@@ -105,7 +115,8 @@ def some(words: Sequence[str], limit: int = SHOWN_MAX) -> str:
     return ", ".join(words[:limit]) + (f" and {left} more" if left > 0 else "")
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
+    """Return a name that may hold anything, to be shown."""
     return escape(os.fsencode(name))
 
 
@@ -118,7 +129,7 @@ def find(module: str, stands_for: StandsFor, proc: str = "/proc", sys: str = "/s
     bound = devices(module, sys)
     return Uses(
         mounts=mounts_of(module, everything, stands_for),
-        disks=tuple(_disks(module, bound, everything, stands_for, sys)),
+        disks=tuple(disks(module, bound, everything, stands_for, sys)),
         devices=bound,
     )
 
@@ -168,17 +179,18 @@ def devices(module: str, sys: str = "/sys") -> tuple[Device, ...]:
     found = []
     drivers = f"{sys}/module/{module}/drivers"
     inside = os.path.realpath(sys) + "/devices/"
-    for entry in _names(drivers):
+    for entry in names(drivers):
         bus, _, driver = entry.partition(":")
         directory = os.path.realpath(f"{drivers}/{entry}")
-        for name in _names(directory):
+        for name in names(directory):
             path = _link(directory, name)
             if name != "module" and path is not None and path.startswith(inside):
-                found.append(Device(name, bus, driver, path, tuple(_names(f"{path}/net"))))
+                found.append(Device(name, bus, driver, path, tuple(names(f"{path}/net"))))
     return tuple(found)
 
 
-def _names(directory: str) -> list[str]:
+def names(directory: str) -> list[str]:
+    """Return what is in a directory; nothing where there is none."""
     try:
         return sorted(os.listdir(directory))
     except OSError:
@@ -196,7 +208,7 @@ def _link(directory: str, name: str) -> str | None:
 # Disks
 
 
-def _disks(
+def disks(
     module: str, bound: Iterable[Device], everything: Iterable[Mount], stands_for: StandsFor, sys: str
 ) -> Iterator[Disk]:
     """Yield the block devices in use: those of bound devices, and those whose major number is the module's.
@@ -207,14 +219,14 @@ def _disks(
     for mount in everything:
         points.setdefault(mount.device, []).append(mount.point)
     for disk in _whole_disks(module, bound, stands_for, sys):
-        parts = [f"{disk}/{name}" for name in _names(disk) if os.path.exists(f"{disk}/{name}/partition")]
+        parts = [f"{disk}/{name}" for name in names(disk) if os.path.exists(f"{disk}/{name}/partition")]
         for path in (disk, *parts):
-            number = os.fsdecode(_read(f"{path}/dev") or b"")
+            number = os.fsdecode(read(f"{path}/dev") or b"")
             found = Disk(
                 os.path.basename(path),
                 tuple(points.get(number, ())),
-                tuple(_names(f"{path}/holders")),
-                _read(f"{path}/loop/backing_file"),
+                tuple(names(f"{path}/holders")),
+                read(f"{path}/loop/backing_file"),
             )
             if found.mounted_at or found.holders or found.file is not None:
                 yield found
@@ -222,15 +234,15 @@ def _disks(
 
 def _whole_disks(module: str, bound: Iterable[Device], stands_for: StandsFor, sys: str) -> list[str]:
     folders = [f"{device.path}/block" for device in bound]
-    found = {name: f"{folder}/{name}" for folder in folders for name in _names(folder)}
-    for name in _names(f"{sys}/block"):
-        number = os.fsdecode(_read(f"{sys}/block/{name}/dev") or b"")
+    found = {name: f"{folder}/{name}" for folder in folders for name in names(folder)}
+    for name in names(f"{sys}/block"):
+        number = os.fsdecode(read(f"{sys}/block/{name}/dev") or b"")
         if number and module in stands_for(f"block-major-{number.replace(':', '-')}"):
             found.setdefault(name, f"{sys}/block/{name}")
     return [found[name] for name in sorted(found)]
 
 
-def _read(path: str) -> bytes | None:
+def read(path: str) -> bytes | None:
     """Return a line of sysfs; None where there is no such file."""
     try:
         with open(path, "rb") as file:
