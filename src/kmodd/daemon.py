@@ -163,7 +163,7 @@ class Daemon:
             self._remover,
             unloads,
             use_counts=UseCounts() if real else None,
-            aliased=self._aliased,
+            installed=self._installed,
         )
         self._others = Others(Comings(), own, self._kernel, self._recorder, self._broker.loads_began)
         self._interface = KmoddInterface(
@@ -454,10 +454,6 @@ class Daemon:
         self._tracing.stop()
         self._others.stop()
         self._tracing.problem = self._others.problem = why
-
-    def _aliased(self, name: str) -> Collection[str]:
-        """Return the installed modules of an alias; from any thread."""
-        return () if self._installed is None else self._installed.aliased(name)
 
     def _by_others(self, since: int) -> Collection[str]:
         return self._others.since(since)

@@ -1144,3 +1144,93 @@ def why_says(module: str, words: str) -> str:
 def instances() -> list[str]:
     """Return the tracing instances that are there."""
     return sorted(os.listdir("/sys/kernel/tracing/instances"))
+
+
+# What goes again
+
+
+def gone(names: list[str], limit: float = 60) -> None:
+    """Wait until none of these modules is in the kernel."""
+    until(lambda: _true(not any(Path(f"/sys/module/{name}").exists() for name in names)), limit=limit)
+
+
+def unloads(since: int) -> dict[str, str]:
+    """Return what has been unloaded after event number `since`, each with the reason."""
+    found = [reply["event"] for reply in Connection().stream("Log")]
+    return {
+        event["module"]: event["reason"]
+        for event in found
+        if event["id"] > since and event["event"] == "unload"
+    }
+
+
+def verdicts() -> dict[str, dict[str, Any]]:
+    """Return what autoclean says of each module."""
+    return {each["module"]: each for each in api("Autoclean")["result"]["modules"]}
+
+
+def passes(count: int) -> None:
+    """Wait until autoclean has made so many more passes."""
+    before = api("GetStatus")["status"]["autoclean"]["passes"]
+    until(lambda: _true(api("GetStatus")["status"]["autoclean"]["passes"] >= before + count))
+
+
+def used_between_passes(name: str, rounds: int) -> dict[str, Any]:
+    """Take a filesystem's module and put it again, a moment each, between passes; then leave it alone."""
+    assert mount(name) != errno.ENODEV  # the kernel asks for it
+    begun = api("GetStatus")["status"]["autoclean"]["passes"]
+    kept = []
+    for _ in range(rounds):
+        passes(1)
+        kept.append(Path(f"/sys/module/{name}").exists())
+        mount(name)
+    made = api("GetStatus")["status"]["autoclean"]["passes"] - begun
+    gone([name])
+    return {"kept": kept, "passes": made}
+
+
+def storm_while_unloading(names: list[str], processes: int, each: int) -> dict[str, Any]:
+    """Ask for modules from several processes at once while autoclean unloads them."""
+    before = last_event()
+
+    def asker(seed: int) -> Callable[[], int]:
+        dice = random.Random(seed)
+
+        def one() -> int:
+            return sum(ask(dice.choice(names)) != 0 for _ in range(each))
+
+        return one
+
+    failed = at_once([asker(seed) for seed in range(processes)])
+    status = api("GetStatus")["status"]
+    told = events(before)
+    return {
+        "failed": failed,
+        "outcomes": sorted({event["outcome"] for event in told}),
+        "requests": len(told) + len(fallbacks(before)),
+        "unloaded": status["autoclean"]["unloaded"],
+        "failures": status["autoclean"]["failed"],
+        "hanging": status["autoclean"]["hanging"],
+    }
+
+
+def exit_that_hangs(name: str, others_names: list[str]) -> dict[str, Any]:
+    """Have a module's exit take longer than autoclean waits; meanwhile others come and go."""
+    Path(f"/sys/module/{name}/parameters/exit_ms").write_text("14000")
+    told = until(lambda: _hanging(name), limit=60)
+    answers = [ask(other) for other in others_names]
+    gone(others_names)
+    still = Path(f"/sys/module/{name}").exists()
+    again = ask(name)  # it waits until the exit has returned
+    return {"told": told, "answers": answers, "still": still, "again": again, "live": name in live()}
+
+
+def _hanging(name: str) -> list[str]:
+    found: list[str] = api("GetStatus")["status"]["autoclean"]["hanging"]
+    assert name in found, found
+    return found
+
+
+def marked_by_modprobe(name: str) -> None:
+    """`modprobe -k`."""
+    assert subprocess.run(["kmodd", "modprobe", "-k", name], check=False).returncode == 0

@@ -25,6 +25,7 @@ from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
 from kmodd.errors import InvalidName, KernelError
 from kmodd.kernel.interface import Kernel, Module
+from kmodd.kernel.uses import Uses
 from kmodd.model import Event, Outcome, Source, timestamp
 from kmodd.names import check, normalise
 from kmodd.record.history import History
@@ -42,6 +43,10 @@ MARKS_MAX = 20_000
 """More names than any kernel has modules; who marks is root, whose scripts may loop all the same."""
 HANGS = 10.0
 """Seconds after which a module's exit function is said to hang; it goes on, for nobody can stop it."""
+_PATIENCE = 1.0
+"""Seconds that a pass waits for a module's exit function before it goes on with the next module."""
+_OLD = 5.0
+"""Seconds after which what a pass has seen does not count any more."""
 _SAMPLES = 4
 """Looks in each delay where the kernel does not count who takes a module."""
 _SHORTEST = 0.25
@@ -68,6 +73,16 @@ class UseCounts(Protocol):
 
     def counts(self) -> Mapping[str, int] | None:
         """Return how often; None where that is not known, and those before are not to be compared. Blocks."""
+
+
+class Aliases(Protocol):
+    """What is installed, as far as autoclean asks; `installed.Installed` for Linux. From any thread."""
+
+    def aliased(self, name: str) -> Collection[str]:
+        """Return the installed modules of an alias, as far as they are known."""
+
+    def link_makers(self) -> Collection[str] | None:
+        """Return those that make network interfaces of a kind; None: not known. Blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +137,7 @@ class Pass:
 
 
 class Autoclean:
-    """All calls on the event loop. `aliased` returns the installed modules of an alias."""
+    """All calls on the event loop. `installed`: what aliases there are, None in a simulated kernel."""
 
     def __init__(
         self,
@@ -133,7 +148,7 @@ class Autoclean:
         unloads: Unloads,
         *,
         use_counts: UseCounts | None = None,
-        aliased: Callable[[str], Collection[str]] = lambda _name: (),
+        installed: Aliases | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._kernel = kernel
@@ -142,16 +157,17 @@ class Autoclean:
         self._remover = remover
         self._unloads = unloads
         self._use_counts = use_counts
-        self._aliased = aliased
+        self._aliased = _no_aliases if installed is None else installed.aliased
+        self._link_makers = frozenset if installed is None else installed.link_makers
         self._clock = clock
         self._limits = Limits(settings, shipped())
-        self._ours = Ours(clock, aliased)
+        self._ours = Ours(clock, self._aliased)
         self._ours.subscribe(self._arm)
         self._timer: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
-        self._hanging: dict[str, float] = {}
+        self._hanging: set[str] = set()
         self._on = False
         self.account = Account()
         unloads.subscribe(self._ours.wanted)
@@ -324,8 +340,8 @@ class Autoclean:
             unheld = [
                 name for name in mine if not own_users(modules[name].refcount or 0, modules[name].holders)
             ]
-            uses = {name: self._kernel.uses(name, stands_for) for name in unheld}
-            words = {name: use.words(0) for name, use in uses.items() if use}
+            uses = self._kernel.uses_of(unheld, stands_for, self._link_makers())
+            words = {name: _in_words(use) for name, use in uses.items() if use}
             return _Look(began, owned, modules, identities, words, gets)
 
         return look
@@ -386,7 +402,7 @@ class Autoclean:
                 told.append(Verdict(module, False, "it is another one than a moment ago"))
                 continue
             try:
-                await self._one(module, owned, verdict.reason, look.began)
+                gone = await self._one(module, sizes[module], owned, verdict.reason, look.began)
             except KernelError as err:
                 if err.errno not in _DISTURBED:
                     failed[module] = str(err)
@@ -394,35 +410,51 @@ class Autoclean:
                     owned.touched = max(owned.touched, look.began)
                 told.append(Verdict(module, False, str(err)))
             else:
-                unloaded.append(module)
-                told.append(verdict)
+                if gone:
+                    unloaded.append(module)
+                told.append(verdict if gone else Verdict(module, False, "it is being unloaded"))
         return Pass(tuple(told), sizes, tuple(unloaded), failed)
 
-    async def _one(self, module: str, owned: Owned, reason: str, looked: float) -> None:
-        """Unload one module, or say that its exit hangs.
+    async def _one(self, module: str, size: int, owned: Owned, reason: str, looked: float) -> bool:
+        """Unload one module; False where that takes long: the pass goes on meanwhile.
 
         Raises:
-            KernelError: it stays: it has found a user, a `remove` command is there for it, or its exit hangs.
+            KernelError: it stays: it has found a user, or the kernel has refused.
         """
         work = asyncio.get_running_loop().create_task(
             self._remover.remove_idle(module, reason, lambda: self._in_use(module, owned, looked))
         )
-        done, _pending = await asyncio.wait([work], timeout=HANGS)
+        done, _pending = await asyncio.wait([work], timeout=_PATIENCE)
         if done:
             work.result()
-            return
-        self._hanging[module] = self._clock()
-        work.add_done_callback(lambda done: self._no_longer_hangs(module, done))
-        error = f"cannot unload {module}: its exit function has not returned for {seconds(HANGS)}"
-        log.warning("autoclean: %s; it may never", error)
-        raise KernelError(error, errno.ETIMEDOUT)
+            return True
+        telling = asyncio.get_running_loop().call_later(HANGS - _PATIENCE, self._hangs, module)
+        work.add_done_callback(lambda done: self._has_ended(module, size, done, telling))
+        return False
 
-    def _no_longer_hangs(self, module: str, work: asyncio.Task[None]) -> None:
-        self._hanging.pop(module, None)
-        if not work.cancelled() and (error := work.exception()) is not None:
-            log.warning("autoclean: %s", error)
-        else:
+    def _hangs(self, module: str) -> None:
+        self._hanging.add(module)
+        why = f"the exit function of {module} has not returned for {seconds(HANGS)}"
+        log.warning("autoclean: %s; it may never", why)
+        self._recorder.add("autoclean", {"action": "hangs", "modules": [module], "reason": why})
+
+    def _has_ended(
+        self, module: str, size: int, work: asyncio.Task[None], telling: asyncio.TimerHandle
+    ) -> None:
+        """Something that took long to unload has gone, or stays after all."""
+        telling.cancel()
+        if module in self._hanging:
+            self._hanging.discard(module)
             log.info("autoclean: the exit function of %s has returned", module)
+        if work.cancelled():
+            return
+        error = work.exception()
+        if error is None:
+            self.account.unloaded += 1
+            self.account.size += size
+        elif not isinstance(error, KernelError) or error.errno not in _DISTURBED:
+            self.account.failed += 1
+            log.warning("autoclean: %s", error)
 
     def _in_use(self, module: str, owned: Owned, looked: float) -> str | None:
         """Return what uses a module after all, None for nothing: in the thread that unloads it, right before.
@@ -432,11 +464,17 @@ class Autoclean:
         """
         if owned.touched > looked or self._unloads.is_needed(module):
             return "a request has just asked for it"
+        if self._clock() - looked > _OLD:
+            return "the pass has taken too long, and what it has seen may be so no more"
         if self._kernel.identity(module) != owned.identity:
             return "another one of its name is there now"
-        uses = self._kernel.uses(module, self._aliased)
+        makers = self._link_makers()
+        if makers is None or module in makers:
+            uses = self._kernel.uses_of([module], self._aliased, makers)[module]
+        else:
+            uses = self._kernel.uses(module, self._aliased)
         if uses:
-            return uses.words(0)
+            return _in_words(uses)
         if owned.gets is not None and self._use_counts is not None:
             gets = self._use_counts.counts()
             if gets is not None and gets.get(module, 0) != owned.gets:
@@ -477,6 +515,14 @@ class Autoclean:
             "failed": account.failed,
             "hanging": sorted(self._hanging),
         }
+
+
+def _no_aliases(_name: str) -> Collection[str]:
+    return ()
+
+
+def _in_words(uses: Uses) -> str:
+    return f"it is in use: {uses.told()}"
 
 
 def _own_users(module: Module) -> int:

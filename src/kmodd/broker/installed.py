@@ -29,6 +29,7 @@ class Installed:
         self._release = release
         self._enter_root = enter_root
         self._snapshot: Snapshot | None = None
+        self._makers: tuple[Snapshot, frozenset[str]] | None = None
         self._watch: Watch | None = None
         self._root: tuple[str, str] | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -77,6 +78,21 @@ class Installed:
         """Return the installed modules with an alias such as `fs-vfat`, as far as known; from any thread."""
         known = self._snapshot
         return [] if known is None else known.index.alias(normalise(name))
+
+    def link_makers(self) -> frozenset[str] | None:
+        """Return the installed modules that make network interfaces of a kind, None while they are not known.
+
+        It reads all aliases where they have changed: from a thread.
+        """
+        known = self._snapshot
+        if known is None:
+            return None
+        if self._makers is None or self._makers[0] is not known:
+            found = frozenset(
+                module for alias, module in known.index.aliases() if alias.startswith("rtnl-link-")
+            )
+            self._makers = known, found
+        return self._makers[1]
 
     @property
     def known(self) -> Snapshot | None:

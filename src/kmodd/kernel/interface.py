@@ -98,6 +98,11 @@ class Kernel(Protocol):
     def uses(self, name: str, stands_for: StandsFor) -> Uses:
         """Return what is known to use a module in the kernel: nothing that it says is complete."""
 
+    def uses_of(
+        self, names: Collection[str], stands_for: StandsFor, link_makers: Collection[str] | None
+    ) -> Mapping[str, Uses]:
+        """Return what is known to use each of these modules, also without a reference; see `inuse`."""
+
     def identity(self, name: str) -> str | None:
         """Return what a module in the kernel keeps, and no later module of its name gets, in any boot."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 
-from kmodd.kernel import libc, modulecalls, stacks, uses
+from kmodd.kernel import inuse, libc, modulecalls, stacks, uses
 from kmodd.kernel.boot import boot_id
 from kmodd.kernel.interface import BlockedTask, Module, ModuleState
 from kmodd.kernel.uses import StandsFor, Uses
@@ -84,6 +84,12 @@ class LinuxKernel:
     def uses(self, name: str, stands_for: StandsFor) -> Uses:
         """Read PID 1's mounts and sysfs; see `uses`."""
         return uses.find(name, stands_for, self._proc, self._sys)
+
+    def uses_of(
+        self, names: Collection[str], stands_for: StandsFor, link_makers: Collection[str] | None
+    ) -> Mapping[str, Uses]:
+        """Read much of procfs and sysfs; see `inuse`."""
+        return inuse.look(names, stands_for, link_makers, self._proc, self._sys)
 
     def identity(self, name: str) -> str | None:
         """The boot, and the inode of its directory in sysfs: never used again (kernfs, since 3.14)."""

@@ -145,6 +145,15 @@ class SimulatedKernel:
         """Nothing: there are no devices and no mounts here, only counts."""
         return Uses()
 
+    def uses_of(
+        self,
+        names: Collection[str],
+        stands_for: StandsFor,
+        link_makers: Collection[str] | None,  # noqa: ARG002 - the interface's
+    ) -> Mapping[str, Uses]:
+        """Return what `uses` does of each."""
+        return {name: self.uses(name, stands_for) for name in names}
+
     def identity(self, name: str) -> str | None:
         """Return which coming of the module this is; None where it is not in the kernel."""
         return f"{self._boot}:{self._identities[name]}" if name in self._modules else None
