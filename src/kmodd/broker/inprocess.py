@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.installed import Installed
@@ -21,6 +22,7 @@ from kmodd.model import Outcome
 from kmodd.settings import Settings
 from kmodd.tree.index import NoTree
 from kmodd.tree.plan import Action, Plan, Step, Target, Verdict, resolve
+from kmodd.tree.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class InProcessLoader:
     def __init__(self, settings: Settings, kernel: Kernel, installed: Installed, loads: ModuleLoads) -> None:
         self._settings = settings
         self._kernel = kernel
+        self._live = Live(kernel)
         self._installed = installed
         self._loads = loads
 
@@ -67,22 +70,52 @@ class InProcessLoader:
             KmoddError: the modules are not installed, or the name's brackets do not pair.
         """
         snapshot = await self._installed.current()
-        return resolve(snapshot.index, snapshot.config, Live(self._kernel), name), snapshot.index.release
+        return self._plan(snapshot, name), snapshot.index.release
 
-    async def load(self, name: str, progress: Progress) -> Report:
+    def _plan(self, snapshot: Snapshot, name: str) -> Plan:
+        return resolve(snapshot.index, snapshot.config, self._live, name)
+
+    def load(self, name: str, progress: Progress) -> Report | Coroutine[Any, Any, Report]:
         """Load every module that `name` stands for, in modprobe's order; the last one's status counts."""
+        snapshot = self._installed.at_once()
+        if snapshot is None:
+            return self._load_later(name, progress)
         try:
-            plan, release = await self.plan(name)
+            plan = self._plan(snapshot, name)
         except KmoddError as err:
-            if not progress.may_begin(lambda: None):
-                return denied(name)
-            number = errno.ENOENT if isinstance(err, NoTree) else errno.EINVAL
-            return Report(Outcome.FAILED, -number, (), f"cannot load {name}: {err}")
-        if not progress.may_begin(lambda: plan):
+            return self._no_plan(name, err, progress)
+        begun = self._begin(plan, snapshot, progress)
+        return self._carry_out(plan, progress) if begun is None else begun
+
+    async def _load_later(self, name: str, progress: Progress) -> Report:
+        """Load it once it is known what is installed."""
+        try:
+            snapshot = await self._installed.current()
+            plan = self._plan(snapshot, name)
+        except KmoddError as err:
+            return self._no_plan(name, err, progress)
+        return self._begin(plan, snapshot, progress) or await self._carry_out(plan, progress)
+
+    @staticmethod
+    def _no_plan(name: str, err: KmoddError, progress: Progress) -> Report:
+        if not progress.may_begin(lambda: None):
             return denied(name)
+        number = errno.ENOENT if isinstance(err, NoTree) else errno.EINVAL
+        return Report(Outcome.FAILED, -number, (), f"cannot load {name}: {err}")
+
+    def _begin(self, plan: Plan, snapshot: Snapshot, progress: Progress) -> Report | None:
+        """Have the requests judged; return the report where there is nothing to load."""
+        if not progress.may_begin(lambda: plan):
+            return denied(plan.name)
         if not plan.targets:
-            error = f"cannot load {name}: no module of that name or alias is installed for {release}"
+            release = snapshot.index.release
+            error = f"cannot load {plan.name}: no module of that name or alias is installed for {release}"
             return Report(Outcome.NOT_FOUND, -errno.ENOENT, (), error)
+        if any(target.steps for target in plan.targets):
+            return None
+        return self._report(plan, [_Taken(target, last=False) for target in plan.targets])
+
+    async def _carry_out(self, plan: Plan, progress: Progress) -> Report:
         taken = []
         for target in plan.targets:
             last = target is plan.targets[-1]
@@ -211,19 +244,23 @@ class ChosenLoader:
         """Return the loads of modules in progress."""
         return [*self._in_process.running(), *self._external.running()]
 
-    async def load(self, name: str, progress: Progress) -> Report:
+    def load(self, name: str, progress: Progress) -> Report | Coroutine[Any, Any, Report]:
         """Load by modprobe where its path is set, else in this process."""
         if self._settings.modprobe_path:
-            if progress.judged_by_plan():
-                try:
-                    plan: Plan | None = (await self._in_process.plan(name))[0]
-                except KmoddError as err:
-                    # What it would load nobody can say, and so not whether that is denied.
-                    progress.may_begin(lambda: None)
-                    return Report(Outcome.FAILED, -errno.ENOENT, (), f"cannot load {name}: {err}")
-            else:
-                plan = None
-            if not progress.may_begin(lambda: plan):
-                return denied(name)
-            return await self._external.load(name, progress)
-        return await self._in_process.load(name, progress)
+            return self._by_modprobe(name, progress)
+        return self._in_process.load(name, progress)
+
+    async def _by_modprobe(self, name: str, progress: Progress) -> Report:
+        if progress.judged_by_plan():
+            try:
+                plan: Plan | None = (await self._in_process.plan(name))[0]
+            except KmoddError as err:
+                # What it would load nobody can say, and so not whether that is denied.
+                progress.may_begin(lambda: None)
+                return Report(Outcome.FAILED, -errno.ENOENT, (), f"cannot load {name}: {err}")
+        else:
+            plan = None
+        if not progress.may_begin(lambda: plan):
+            return denied(name)
+        report = self._external.load(name, progress)
+        return report if isinstance(report, Report) else await report
