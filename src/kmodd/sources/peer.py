@@ -52,6 +52,12 @@ def group_id() -> int | None:
         return None
 
 
+def is_root(sock: socket.socket) -> bool:
+    """Return whether the peer of a connected Unix socket is root; it is asked for each helper."""
+    _pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return bool(uid == 0)
+
+
 def credentials(sock: socket.socket, *, groups: bool = True) -> Peer:
     """Return the peer of a connected Unix socket, with its supplementary groups where they matter."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
