@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.bed import Bed
 from bench.measured import Measured
-from bench.workloads import cost, flood
+from bench.workloads import aliases, api, cost, flood, idle, index, names, pending, spawned, start
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,14 @@ class Workload:
 REGISTRY = {
     workload.name: workload
     for workload in (
+        Workload("spawned", spawned.WHAT, spawned.run),
+        Workload("aliases", aliases.WHAT, aliases.run),
+        Workload("names", names.WHAT, names.run),
+        Workload("api", api.WHAT, api.run),
+        Workload("pending", pending.WHAT, pending.run),
+        Workload("index", index.WHAT, index.run),
+        Workload("idle", idle.WHAT, idle.run),
+        Workload("start", start.WHAT, start.run),
         Workload("cost", cost.WHAT, cost.run),
         Workload("flood", flood.WHAT, flood.run),
     )
