@@ -19,6 +19,7 @@ _PROGRAMS = {
     "nothing": ("nothing.S", ("-nostdlib", "-static"), ()),
     "spawn": ("spawn.c", _STRICT, ()),
     "libkmod": ("libkmod.c", _STRICT, ("-l:libkmod.so.2",)),
+    "kernel": ("kernel.c", (*_STRICT, "-shared", "-fPIC"), ("-ldl",)),
 }
 # As helper/meson.build has it, in the order of helper/README.md.
 _LEAN = shlex.split(
