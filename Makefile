@@ -48,7 +48,7 @@ real: setup ## the tests that boot real kernels
 	@$(stage) 'tests on real kernels' env $(lab) $(pytest) -m real
 
 bench: setup ## measure kmodd beside what it replaces, for half an hour at the most; QUICK=1: does it run?
-	@$(stage) bench env $(lab) $(python) -m bench $(if $(QUICK),--quick)
+	@$(stage) bench env $(lab) $(python) -m bench $(if $(QUICK),--quick,--write)
 
 fuzz: setup ## look for inputs that break something: TARGET=config SECONDS=60
 	@mkdir -p .cache/fuzz/$(TARGET)

@@ -1,4 +1,4 @@
-"""Run workloads and print what they gave: `python -m bench [--quick] [--json | --markdown] [WORKLOAD…]`."""
+"""Run workloads and print what they gave: `python -m bench [--quick] [--json] [--write] [WORKLOAD…]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from bench import machine, table
+from bench import machine, table, written
 from bench.bed import Bed
 from bench.workloads import REGISTRY
 from kmodd.errors import KmoddError
@@ -24,6 +24,9 @@ def main() -> int:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="one JSON object, with the ratios of each round")
     shape.add_argument("--markdown", action="store_true", help="a page's part, for RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into bench/RESULTS.md and draw bench/results.svg"
+    )
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="those to run; none: all")
     options = parser.parse_args()
     if unknown := [name for name in options.workloads if name not in REGISTRY]:
@@ -36,6 +39,8 @@ def main() -> int:
         print(f"bench: {err}", file=sys.stderr)
         return 2
     where = machine.describe(release)
+    if options.write:
+        written.write(where, results)
     if options.json:
         workloads = {name: measured.as_json() for name, measured in results.items()}
         print(json.dumps({"quick": options.quick, "machine": where, "workloads": workloads}))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bench.host import Host
 from kmodd.lab import Guest, LabOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +26,7 @@ class Bed:
         self._begin = time.monotonic()
         self._stack = contextlib.ExitStack()
         self._qemu: Guest | None = None
+        self._host: Host | None = None
         self.notes: tuple[str, ...] = ()
         """Sentences on what this kmodd lacks."""
 
@@ -43,6 +46,14 @@ class Bed:
     def say(self, text: str) -> None:
         """Tell whoever waits how far it is."""
         print(f"bench: {time.monotonic() - self._begin:4.0f} s: {text}", file=sys.stderr, flush=True)
+
+    @property
+    def host(self) -> Host:
+        """The machine itself, for what needs no guest."""
+        if self._host is None:
+            directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kmodd-bench-"))
+            self._host = Host(Path(directory))
+        return self._host
 
     def qemu(self) -> Guest:
         """Return a guest with a distribution's kernel on two processors and kmodd in charge."""

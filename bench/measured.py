@@ -71,6 +71,33 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """Something that is compared with a number, not with a peer: memory, wake-ups. In `unit`s."""
+
+    case: str
+    what: str
+    value: float
+    unit: str = ""
+    limit: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Return whether it is within its limit; None where it has none."""
+        return None if self.limit is None else self.value <= self.limit
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as a JSON object."""
+        return {
+            "case": self.case,
+            "what": self.what,
+            "value": self.value,
+            "unit": self.unit,
+            "limit": self.limit,
+            "met": self.met,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """Something that must hold for the figures to mean anything, and the numbers that say so."""
 
@@ -90,11 +117,13 @@ class Measured:
     ratios: tuple[Ratio, ...]
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as a JSON object."""
         return {
             "ratios": [ratio.as_json() for ratio in self.ratios],
+            "figures": [figure.as_json() for figure in self.figures],
             "checks": [check.as_json() for check in self.checks],
             "notes": list(self.notes),
         }

@@ -4,32 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.measured import Check, Measured, Ratio
+from bench.measured import Check, Figure, Measured, Ratio
 
 HEAD = ("Workload", "Case", "Ratio of", "Ratio", "Half of the rounds", "At most", "Medians, ms")
 
 
 def rows(results: Mapping[str, Measured]) -> list[tuple[str, ...]]:
-    """Return a row for each ratio."""
-    return [_row(name, ratio) for name, measured in results.items() for ratio in measured.ratios]
+    """Return a row for each ratio, and behind those of a workload one for each figure."""
+    return [
+        row
+        for name, measured in results.items()
+        for row in (
+            *(_row(name, ratio) for ratio in measured.ratios),
+            *(_figure_row(name, figure) for figure in measured.figures),
+        )
+    ]
 
 
 def _row(workload: str, ratio: Ratio) -> tuple[str, ...]:
     low, high = ratio.spread
-    limit = "" if ratio.limit is None else f"{ratio.limit:g}: {'met' if ratio.met else 'NOT MET'}"
     return (
         workload,
         ratio.case,
         ratio.what,
         _number(ratio.value),
         f"{_number(low)} to {_number(high)}",
-        limit,
-        f"{ratio.ours_ms:.2f} / {ratio.peers_ms:.2f}",
+        _limit(ratio),
+        f"{_milliseconds(ratio.ours_ms)} / {_milliseconds(ratio.peers_ms)}",
     )
 
 
+def _figure_row(workload: str, figure: Figure) -> tuple[str, ...]:
+    value = f"{_number(figure.value)} {figure.unit}".rstrip()
+    return (workload, figure.case, figure.what, value, "", _limit(figure), "")
+
+
+def _limit(of: Ratio | Figure) -> str:
+    return "" if of.limit is None else f"{of.limit:g}: {'met' if of.met else 'NOT MET'}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def _number(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
+    return f"{value:.3f}" if 0 < value < 1 else f"{value:.2f}"
 
 
 def text(machine: Mapping[str, str], results: Mapping[str, Measured]) -> str:

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 
 from bench.bed import Bed
 from bench.measured import Measured
-from bench.workloads import cost, flood
+from bench.workloads import (
+    aliases,
+    api,
+    compressed,
+    cost,
+    flood,
+    idle,
+    index,
+    names,
+    pending,
+    spawned,
+    start,
+    syscalls,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +35,16 @@ class Workload:
 REGISTRY = {
     workload.name: workload
     for workload in (
+        Workload("spawned", spawned.WHAT, spawned.run),
+        Workload("aliases", aliases.WHAT, aliases.run),
+        Workload("names", names.WHAT, names.run),
+        Workload("compressed", compressed.WHAT, compressed.run),
+        Workload("api", api.WHAT, api.run),
+        Workload("pending", pending.WHAT, pending.run),
+        Workload("index", index.WHAT, index.run),
+        Workload("idle", idle.WHAT, idle.run),
+        Workload("start", start.WHAT, start.run),
+        Workload("syscalls", syscalls.WHAT, syscalls.run),
         Workload("cost", cost.WHAT, cost.run),
         Workload("flood", flood.WHAT, flood.run),
     )

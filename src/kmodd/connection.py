@@ -1,19 +1,18 @@
 """The client side of varlink, as little of it as the commands need: JSON objects with a NUL behind each.
 
-asyncvarlink would cost four times the start-up of Python itself; this costs a socket and json.
+asyncvarlink would cost four times the start-up of Python itself; this costs a socket.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
 
-from kmodd import errors
+from kmodd import errors, plainjson
 
 TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
     from typing import Any
 else:
     # The C half of `socket`, all that is needed here: the other half turns constants into enums and brings
@@ -98,7 +97,7 @@ class Connection:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            self._sock.sendall(json.dumps(message).encode() + b"\0")
+            self._sock.sendall(plainjson.dumps(message).encode() + b"\0")
         except OSError as err:
             raise self._gone() from err
 
@@ -113,7 +112,7 @@ class Connection:
             self._buffer += data
         raw, _, self._buffer = self._buffer.partition(b"\0")
         try:
-            message = json.loads(raw)
+            message = plainjson.loads(raw)
             parameters = dict(message.get("parameters") or {})
             error = message.get("error")
         except (ValueError, TypeError, AttributeError, RecursionError) as err:

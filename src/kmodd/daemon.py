@@ -20,7 +20,7 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from kmodd import __version__, servicemanager, settings
-from kmodd.broker.autoclean import TOLD, TOLD_MAX, Autoclean
+from kmodd.broker.autoclean import TOLD, TOLD_MAX, Around, Autoclean
 from kmodd.broker.broker import Broker
 from kmodd.broker.enforcement import Enforcement
 from kmodd.broker.inprocess import ChosenLoader, InProcessLoader
@@ -162,8 +162,11 @@ class Daemon:
             self._settings,
             self._remover,
             unloads,
-            use_counts=UseCounts() if real else None,
-            installed=self._installed,
+            Around(
+                use_counts=UseCounts() if real else None,
+                installed=self._installed,
+                sealed=lambda: self._enforcement.policy.sealed,
+            ),
         )
         self._others = Others(Comings(), own, self._kernel, self._recorder, self._broker.loads_began)
         self._interface = KmoddInterface(

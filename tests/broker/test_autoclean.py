@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kmodd.broker import autoclean, removal
-from kmodd.broker.autoclean import Autoclean, Pass
+from kmodd.broker.autoclean import Around, Autoclean, Pass
 from kmodd.broker.removal import Remover
 from kmodd.broker.simulated import SimulatedLoader
 from kmodd.broker.unloads import Unloads
@@ -106,6 +106,7 @@ class Machine:
         self.kernel = Kernel()
         self.unloads = Unloads()
         self.counts = counts
+        self.sealed = False
         self.bench = Bench((), SimulatedLoader(self.kernel, self.unloads), **settings)
         self.bench.kernel = self.kernel
         self.bench.broker._identity = self.kernel.identity
@@ -117,9 +118,7 @@ class Machine:
             self.bench.settings,
             self.remover,
             self.unloads,
-            use_counts=counts,
-            installed=configured,
-            clock=asyncio.get_running_loop().time,
+            Around(counts, configured, lambda: self.sealed, asyncio.get_running_loop().time),
         )
 
     async def start(self, events: list[dict[str, Any]] | None = None) -> Machine:
@@ -203,6 +202,27 @@ def test_without_counts_users_are_sampled_several_times_in_a_delay() -> None:
             machine.kernel.use("other", -1)
         assert await machine.after(44) == {"other"}
         assert await machine.after(32) == set()
+
+    run(story)
+
+
+def test_what_was_never_used_goes_once_it_is_older_than_a_delay() -> None:
+    """It has not been taken since the pass before it came, so its first pass knows that."""
+
+    async def story() -> None:
+        counts = Counts()
+        machine = await Machine(counts=counts, unload_delay=60).start()
+        machine.kernel.load("dep")
+        await machine.autoclean.mark(["dep"])
+        machine.kernel.use("dep", 1)  # so that there are passes
+        await asyncio.sleep(61)
+        await machine.ask("other")
+        assert await machine.after(58) == {"dep", "other"}
+        assert await machine.after(62) == {"dep"}
+        await machine.ask("other")
+        counts.get("other")
+        assert await machine.after(62) == {"dep", "other"}, "it was taken before its first pass"
+        assert await machine.after(60) == {"dep"}
 
     run(story)
 
@@ -419,6 +439,20 @@ def test_a_dry_run_changes_nothing_and_says_how_long_it_takes() -> None:
         assert shown["dep"]["reason"] == "it is used by top"
         assert await machine.live() == {"top", "dep"}
         assert machine.autoclean.account.passes == 0
+
+    run(story)
+
+
+def test_nothing_goes_while_kmodd_is_sealed() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        machine.sealed = True
+        assert await machine.after(300) == {"other"}
+        [verdict] = (await machine.autoclean.run(dry=True)).verdicts
+        assert verdict.reason == "it is kept: kmodd is sealed, and would not let it in again"
+        machine.sealed = False
+        assert await machine.after(61) == set()
 
     run(story)
 

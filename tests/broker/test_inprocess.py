@@ -96,15 +96,26 @@ class World:
         snapshot = Snapshot(index, rules, ())
 
         class Installed:
+            looked = True
+
+            def at_once(self) -> Snapshot | None:
+                return snapshot if self.looked else None
+
             async def current(self) -> Snapshot:
                 return snapshot
 
+        self.installed = Installed()
+
         self.kernel = Kernel()
         self.loads = ModuleLoads(self.kernel, lambda: None, itertools.count(1).__next__)  # type: ignore[arg-type]
-        self.loader = InProcessLoader(Settings(), self.kernel, Installed(), self.loads)  # type: ignore[arg-type]
+        self.loader = InProcessLoader(Settings(), self.kernel, self.installed, self.loads)  # type: ignore[arg-type]
 
     def load(self, name: str) -> Report:
-        return asyncio.run(self.loader.load(name, Progress()))
+        return asyncio.run(self.carry_out(name, Progress()))
+
+    async def carry_out(self, name: str, progress: Progress) -> Report:
+        begun = self.loader.load(name, progress)
+        return begun if isinstance(begun, Report) else await begun
 
 
 def refuse(number: int) -> Callable[[], None]:
@@ -112,6 +123,45 @@ def refuse(number: int) -> Callable[[], None]:
         raise OSError(number, os.strerror(number), "finit_module")
 
     return fail
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("absent", Outcome.NOT_FOUND),
+        ("here", Outcome.ALREADY_LIVE),
+        ("alias-here", Outcome.ALREADY_LIVE),
+        ("alias-held", Outcome.DENIED),
+        ("[", Outcome.FAILED),
+    ],
+)
+def test_what_needs_nothing_loaded_is_known_at_once(tmp_path: Path, name: str, outcome: Outcome) -> None:
+    """Without a turn of the event loop: there is none here."""
+    aliases = "alias alias-here here\nalias alias-held held\n"
+    world = World(tmp_path, {"here": "", "held": ""}, aliases, "blacklist held")
+    world.kernel.live["here"] = None
+    report = world.loader.load(name, Progress())
+    assert isinstance(report, Report)
+    assert (report.outcome, report.modules) == (outcome, ())
+    world.installed.looked = False
+    assert world.load(name) == report, "the same as where the files have to be looked at first"
+
+
+def test_what_is_denied_is_known_at_once(tmp_path: Path) -> None:
+    class Denying(Progress):
+        def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
+            found = plan()
+            self.told.append(None if found is None else found.loads())
+            return False
+
+    world = World(tmp_path, {"m": "d", "d": ""})
+    progress = Denying()
+    for name in ("m", "absent", "["):
+        report = world.loader.load(name, progress)
+        assert isinstance(report, Report)
+        assert report.outcome is Outcome.DENIED
+    assert progress.told == [["d", "m"], [], None]
+    assert world.kernel.calls == []
 
 
 def test_an_init_that_says_exists_is_no_success(tmp_path: Path) -> None:
@@ -165,12 +215,12 @@ def test_its_own_name_is_free_again_while_post_soft_dependencies_load(tmp_path: 
 
         def init_of_y() -> None:
             told = list(progress.told)
-            answer = asyncio.run_coroutine_threadsafe(world.loader.load("x", Progress()), loop)
+            answer = asyncio.run_coroutine_threadsafe(world.carry_out("x", Progress()), loop)
             inner.append(answer.result(10))
             loop.call_soon_threadsafe(asked.set_result, told)
 
         world.kernel.does["y"] = init_of_y
-        report = await world.loader.load("x", progress)
+        report = await world.carry_out("x", progress)
         return report, await asked, inner[0]
 
     report, told, inner = asyncio.run(story())

@@ -72,6 +72,23 @@ def test_it_is_read_again_only_after_a_change(place: Place) -> None:
     run(story)
 
 
+def test_what_need_not_be_read_is_there_at_once(place: Place) -> None:
+    """And a change that was noticed by a look which could not wait is not forgotten."""
+
+    async def story(installed: Installed) -> None:
+        assert installed.at_once() is None
+        first = await installed.current()
+        assert installed.at_once() is first
+        place.write("a.conf", "blacklist m\n")
+        assert installed.at_once() is None
+        assert installed.at_once() is None
+        changed = await installed.current()
+        assert held_back(changed) == {"m"}
+        assert installed.at_once() is changed
+
+    run(story)
+
+
 def test_a_change_of_owner_or_mode_is_a_change(place: Place) -> None:
     async def story(installed: Installed) -> None:
         path = place.write("a.conf", "blacklist m\n")

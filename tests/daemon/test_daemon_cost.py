@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -12,11 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+import kmodd
 from daemon import daemon_harness
 from daemon.daemon_harness import PATIENCE, Api, Daemon, Helper, Reply, wait_until
 
 REQUESTS = 20_000
 KEPT = 10_000  # events in memory, by design
+_SOURCES = os.path.dirname(os.path.dirname(kmodd.__file__))
 GROWTH_MAX = 10 << 20
 AT_ONCE = 50
 
@@ -143,7 +146,7 @@ def soak(daemon: Daemon, api: Api, dice: random.Random, count: int, answered: Co
                 answered["asked"] += 1
             elif way < 0.98:
                 with daemon.helper(wanted.encode()) as helper:
-                    assert helper.packet() == b"a"
+                    assert helper.packet() in {b"a", b"s\x01"}
                 answered["left"] += 1
             else:
                 with daemon.api() as client:
@@ -152,8 +155,8 @@ def soak(daemon: Daemon, api: Api, dice: random.Random, count: int, answered: Co
         made += AT_ONCE
         for helper in helpers:
             packets = helper.packets()
-            assert packets in ([b"a", b"s\0"], [b"a", b"s\x01"])
-            answered[f"s{packets[1][1]}"] += 1
+            assert packets in ([b"a", b"s\0"], [b"a", b"s\x01"], [b"s\x01"])
+            answered[f"s{packets[-1][1]}"] += 1
             helper.sock.close()
         for client in clients:
             take(client, answered)
@@ -256,8 +259,8 @@ def cpu_seconds(argv: list[str], environment: dict[str, str]) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def test_a_client_command_costs_less_than_two_and_a_half_bare_pythons(daemon: Daemon) -> None:
-    """Side by side in one run; processor time, so that what else the machine does counts little."""
+def test_a_client_command_costs_less_than_two_bare_pythons(daemon: Daemon) -> None:
+    """Side by side in one run. Processor time, of each the fastest: what else the machine does only adds to it."""
     environment = daemon_harness.environment(KMODD_SOCKET=str(daemon.api_path))
     script = os.path.join(os.path.dirname(sys.executable), "kmodd")
     programs = {
@@ -268,5 +271,36 @@ def test_a_client_command_costs_less_than_two_and_a_half_bare_pythons(daemon: Da
     for _ in range(25):
         for name, argv in programs.items():
             took[name].append(cpu_seconds(argv, environment))
-    ratio = statistics.median(took["kmodd"]) / statistics.median(took["python"])
-    assert ratio < 2.5, f"{ratio:.2f}"
+    ratio = min(took["kmodd"]) / min(took["python"])
+    assert ratio < 2.0, f"{ratio:.2f}"
+
+
+_IMPORTED = "import sys; from kmodd.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["status", "--json"], ["request", "top"], ["tune", "load_timeout=0"]]
+)
+def test_a_client_command_imports_nothing_of_weight(daemon: Daemon, words: list[str]) -> None:
+    # -S: what a virtual environment and this machine have every Python import is not ours.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _IMPORTED, *words],
+        env=daemon_harness.environment(KMODD_SOCKET=str(daemon.api_path), PYTHONPATH=_SOURCES),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    heavy = {
+        "argparse",
+        "json",
+        "re",
+        "enum",
+        "collections",
+        "typing",
+        "socket",
+        "importlib",
+        "dataclasses",
+        "asyncio",
+    }
+    assert not heavy & set(done.stderr.split())

@@ -1175,6 +1175,16 @@ def passes(count: int) -> None:
     until(lambda: _true(api("GetStatus")["status"]["autoclean"]["passes"] >= before + count))
 
 
+def written() -> None:
+    """Wait until the journal has all events."""
+    until(lambda: _true(api("GetStatus")["status"]["journal"]["waiting"] == 0))
+
+
+def uses_are(how: str) -> None:
+    """Wait until uses are `counted`, or `sampled`."""
+    until(lambda: _true(api("GetStatus")["status"]["autoclean"]["uses"] == how))
+
+
 def used_between_passes(name: str, rounds: int) -> dict[str, Any]:
     """Take a filesystem's module and put it again, a moment each, between passes; then leave it alone."""
     assert mount(name) != errno.ENODEV  # the kernel asks for it

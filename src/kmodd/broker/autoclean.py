@@ -52,8 +52,10 @@ _SAMPLES = 4
 _SHORTEST = 0.25
 """Seconds between passes at the least, whatever the settings say."""
 _COMMANDED = "modprobe.d has a remove command for it, or cannot be read"
-_DISTURBED = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOENT})
-"""What delete_module(2) says of one that has found a user, or has gone, in between: no failure."""
+_SEALED = "kmodd is sealed, and would not let it in again"
+_DISTURBED = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOENT, errno.EPERM})
+"""What delete_module(2) says of one that has found a user, or has gone, in between, or of all modules where
+kernel.modules_disabled is set: no failure."""
 
 
 class UseCounts(Protocol):
@@ -136,8 +138,22 @@ class Pass:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What autoclean looks at beside the kernel and the settings.
+
+    `use_counts`: None where nothing can be counted. `installed`: what aliases there are, None in a simulated
+    kernel. `sealed`: whether what goes may not come in again; then nothing goes. `clock`: seconds.
+    """
+
+    use_counts: UseCounts | None = None
+    installed: Aliases | None = None
+    sealed: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+
+
 class Autoclean:
-    """All calls on the event loop. `installed`: what aliases there are, None in a simulated kernel."""
+    """All calls on the event loop."""
 
     def __init__(
         self,
@@ -146,28 +162,28 @@ class Autoclean:
         settings: Settings,
         remover: Remover,
         unloads: Unloads,
-        *,
-        use_counts: UseCounts | None = None,
-        installed: Aliases | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        around: Around,
     ) -> None:
         self._kernel = kernel
         self._recorder = recorder
         self._settings = settings
         self._remover = remover
         self._unloads = unloads
-        self._use_counts = use_counts
-        self._aliased = _no_aliases if installed is None else installed.aliased
-        self._link_makers = frozenset if installed is None else installed.link_makers
-        self._clock = clock
+        self._use_counts = around.use_counts
+        self._aliased = _no_aliases if around.installed is None else around.installed.aliased
+        self._link_makers = frozenset if around.installed is None else around.installed.link_makers
+        self._sealed = around.sealed
+        self._clock = around.clock
         self._limits = Limits(settings, shipped())
-        self._ours = Ours(clock, self._aliased)
+        self._ours = Ours(self._clock, self._aliased)
         self._ours.subscribe(self._arm)
         self._timer: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._hanging: set[str] = set()
+        self._gets: Mapping[str, int] | None = None
+        """What was counted at the last pass, None where that is not known."""
         self._on = False
         self.account = Account()
         unloads.subscribe(self._ours.wanted)
@@ -235,6 +251,7 @@ class Autoclean:
             return
         async with self._turn:
             await in_own_thread("kmod_autoclean", counts.start if wanted else counts.stop)
+            self._gets = None
             for owned in self._ours.all().values():
                 owned.gets = None
         if wanted and not counts.on:
@@ -315,6 +332,8 @@ class Autoclean:
             look = await in_own_thread("kmod_autoclean", self._look())
             commanded = {name for name in look.owned if await self._remover.has_command(name)}
             candidates = self._candidates(look, commanded, dry=dry)
+            if not dry:
+                self._gets = look.gets
             verdicts = decide(candidates, look.began)
             sizes = {candidate.module: candidate.size for candidate in candidates}
             if dry:
@@ -350,14 +369,15 @@ class Autoclean:
         """Return what is known of each module of ours, and, unless `dry`, note which of them were used."""
         self._ours.still(look.identities, look.owned)
         candidates = []
+        sealed = _SEALED if self._sealed() else None
         for name, owned in self._ours.all().items():
             module = look.modules.get(name)
             if module is None or look.owned.get(name) is not owned:
                 continue  # it came while we looked, and waits for the next pass
-            touched, used = self._touched(name, owned, module, look)
+            gets = None if look.gets is None else look.gets.get(name, 0)
+            touched, used = self._touched(owned, module, look, gets)
             if not dry:
-                owned.touched, owned.used = touched, used
-                owned.gets = None if look.gets is None else look.gets.get(name, 0)
+                owned.touched, owned.used, owned.gets = touched, used, gets
             candidates.append(
                 Candidate(
                     name,
@@ -370,23 +390,23 @@ class Autoclean:
                     touched,
                     used,
                     look.uses.get(name),
-                    _COMMANDED if name in commanded else self._limits.kept(name),
+                    sealed or (_COMMANDED if name in commanded else self._limits.kept(name)),
                     wanted=self._unloads.is_needed(name),
                     going=name in self._unloads,
                 )
             )
         return candidates
 
-    @staticmethod
-    def _touched(name: str, owned: Owned, module: Module, look: _Look) -> tuple[float, bool]:
+    def _touched(self, owned: Owned, module: Module, look: _Look, gets: int | None) -> tuple[float, bool]:
         """Return when a module was last touched, as far as is known, and whether it was ever used."""
-        in_use = bool(_own_users(module)) or name in look.uses
-        taken = False
-        if look.gets is not None:
-            # How often it had been taken when it came nobody has looked: then its use is in doubt.
-            taken = owned.gets is None or look.gets.get(name, 0) != owned.gets
-        touched = max(owned.touched, look.began) if in_use or taken else owned.touched
-        return touched, owned.used or in_use or (taken and owned.gets is not None)
+        in_use = bool(_own_users(module)) or module.name in look.uses
+        before = owned.gets
+        if before is None and self._gets is not None:
+            before = self._gets.get(module.name, 0)  # it has come since the last pass
+        taken = gets is not None and before is not None and gets != before
+        in_doubt = gets is not None and before is None
+        touched = max(owned.touched, look.began) if in_use or taken or in_doubt else owned.touched
+        return touched, owned.used or in_use or taken
 
     async def _unload_those(self, look: _Look, verdicts: list[Verdict], sizes: Mapping[str, int]) -> Pass:
         unloaded: list[str] = []

@@ -10,9 +10,10 @@ import asyncio
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from kmodd.broker.deadlock import RunningLoad, WaitingRequest
 from kmodd.broker.loader import Loader, Report
@@ -119,32 +120,41 @@ class Broker:
 
     def _wait(self, ticket: Ticket) -> None:
         request = ticket.request
+        ticket.state = advance(ticket.state, RequestState.WAITING)
+        self._tickets[request.id] = ticket
         load = self._in_flight.get(request.name)
-        shared = load is not None
         if load is None:
-            load = self._start(request)
+            self._start(ticket)
+            return
         ticket.load = load
         load.by_hand |= request.source is not Source.KERNEL
-        ticket.state = advance(ticket.state, RequestState.WAITING)
         load.tickets[request.id] = ticket
-        self._tickets[request.id] = ticket
         if load.gate.judged and not self._judge(ticket, load):
             return
         self._set_timer(ticket)
-        if shared:
-            self._watch.joined()
-        else:
-            self._watch.started()
+        self._watch.joined()
 
-    def _start(self, request: Request) -> Load:
-        load = Load(
-            self, self._recorder.next_id(), request.name, request.id, asyncio.get_running_loop().time()
-        )
-        self._in_flight[request.name] = load
+    def _start(self, ticket: Ticket) -> None:
+        """Start the load that a request is the first to wait for; both may have ended when this returns."""
+        request = ticket.request
+        load = Load(self, self._recorder.next_id(), request.name, request.id, request.received)
+        load.by_hand = request.source is not Source.KERNEL
+        self._in_flight[request.name] = ticket.load = load
         self._running[load.number] = load
+        load.tickets[request.id] = ticket
         self.loads_total += 1
-        load.task = asyncio.get_running_loop().create_task(self._run(load))
-        return load
+        try:
+            report = self._loader.load(load.name, load)
+        except Exception as err:
+            log.exception("loader failed")
+            report = self._defect(load, err)
+        if isinstance(report, Report):
+            self._ended(load, report)
+            return
+        load.task = asyncio.get_running_loop().create_task(self._run(load, report))
+        if ticket.state is RequestState.WAITING:
+            self._set_timer(ticket)
+        self._watch.started()
 
     # Who may
 
@@ -230,18 +240,20 @@ class Broker:
 
     # Loads end
 
-    async def _run(self, load: Load) -> None:
+    async def _run(self, load: Load, loading: Coroutine[Any, Any, Report]) -> None:
         try:
-            report = await self._loader.load(load.name, load)
+            report = await loading
         except asyncio.CancelledError:
             raise
         except Exception as err:
-            # A defect of ours must not cost anybody their answer.
             log.exception("loader failed")
-            report = Report(
-                Outcome.FAILED, -errno.EIO, (), f"cannot load {load.name}: internal error: {err!r}"
-            )
+            report = self._defect(load, err)
         self._ended(load, report)
+
+    @staticmethod
+    def _defect(load: Load, err: Exception) -> Report:
+        """A defect of ours must not cost anybody their answer."""
+        return Report(Outcome.FAILED, -errno.EIO, (), f"cannot load {load.name}: internal error: {err!r}")
 
     def not_joined_any_more(self, load: Load) -> None:
         """From now on a request for that name is a new load."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.installed import Installed
@@ -23,6 +24,7 @@ from kmodd.model import Outcome
 from kmodd.settings import Settings
 from kmodd.tree.index import NoTree
 from kmodd.tree.plan import Action, Plan, Step, Target, Verdict, resolve
+from kmodd.tree.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class InProcessLoader:
         self.unloads = unloads if unloads is not None else Unloads()
         self._settings = settings
         self._kernel = kernel
+        self._live = Live(kernel)
         self._installed = installed
         self._loads = loads
 
@@ -77,22 +80,53 @@ class InProcessLoader:
             KmoddError: the modules are not installed, or the name's brackets do not pair.
         """
         snapshot = await self._installed.current()
-        return resolve(snapshot.index, snapshot.config, Live(self._kernel), name), snapshot.index.release
+        return self._plan(snapshot, name), snapshot.index.release
 
-    async def load(self, name: str, progress: Progress) -> Report:
+    def _plan(self, snapshot: Snapshot, name: str) -> Plan:
+        return resolve(snapshot.index, snapshot.config, self._live, name)
+
+    def load(self, name: str, progress: Progress) -> Report | Coroutine[Any, Any, Report]:
         """Load every module that `name` stands for, in modprobe's order; the last one's status counts."""
+        snapshot = self._installed.at_once()
+        if snapshot is None:
+            return self._load_later(name, progress)
+        try:
+            plan = self._plan(snapshot, name)
+        except KmoddError as err:
+            return self._no_plan(name, err, progress)
+        if self.unloads.busy(plan.modules()):
+            return self._load_later(name, progress)
+        begun = self._begin(plan, snapshot.index.release, progress)
+        return self._carry_out(plan, progress) if begun is None else begun
+
+    async def _load_later(self, name: str, progress: Progress) -> Report:
+        """Load it once it is known what is installed, and nothing of it is being unloaded."""
         try:
             plan, release = await self.settled(name)
         except KmoddError as err:
-            if not progress.may_begin(lambda: None):
-                return denied(name)
-            number = errno.ENOENT if isinstance(err, NoTree) else errno.EINVAL
-            return Report(Outcome.FAILED, -number, (), f"cannot load {name}: {err}")
-        if not progress.may_begin(lambda: plan):
+            return self._no_plan(name, err, progress)
+        return self._begin(plan, release, progress) or await self._carry_out(plan, progress)
+
+    @staticmethod
+    def _no_plan(name: str, err: KmoddError, progress: Progress) -> Report:
+        if not progress.may_begin(lambda: None):
             return denied(name)
+        number = errno.ENOENT if isinstance(err, NoTree) else errno.EINVAL
+        return Report(Outcome.FAILED, -number, (), f"cannot load {name}: {err}")
+
+    def _begin(self, plan: Plan, release: str, progress: Progress) -> Report | None:
+        """Have the requests judged; return the report where there is nothing to load."""
+        if not progress.may_begin(lambda: plan):
+            return denied(plan.name)
+        self.unloads.touch(plan.modules())
         if not plan.targets:
-            error = f"cannot load {name}: no module of that name or alias is installed for {release}"
+            error = f"cannot load {plan.name}: no module of that name or alias is installed for {release}"
             return Report(Outcome.NOT_FOUND, -errno.ENOENT, (), error)
+        if any(target.steps for target in plan.targets):
+            return None
+        return self._report(plan, [_Taken(target, last=False) for target in plan.targets])
+
+    async def _carry_out(self, plan: Plan, progress: Progress) -> Report:
         taken = []
         with self.unloads.needing(plan.modules()):
             for target in plan.targets:
@@ -230,19 +264,23 @@ class ChosenLoader:
         """Return the loads of modules in progress."""
         return [*self._in_process.running(), *self._external.running()]
 
-    async def load(self, name: str, progress: Progress) -> Report:
+    def load(self, name: str, progress: Progress) -> Report | Coroutine[Any, Any, Report]:
         """Load by modprobe where its path is set, else in this process."""
         if self._settings.modprobe_path:
-            plan: Plan | None = None
-            try:
-                plan = (await self._in_process.settled(name))[0]
-            except KmoddError as err:
-                if progress.judged_by_plan():
-                    # What it would load nobody can say, and so not whether that is denied.
-                    progress.may_begin(lambda: None)
-                    return Report(Outcome.FAILED, -errno.ENOENT, (), f"cannot load {name}: {err}")
-            if not progress.may_begin(lambda: plan):
-                return denied(name)
-            with self._in_process.unloads.needing(() if plan is None else plan.modules()):
-                return await self._external.load(name, progress)
-        return await self._in_process.load(name, progress)
+            return self._by_modprobe(name, progress)
+        return self._in_process.load(name, progress)
+
+    async def _by_modprobe(self, name: str, progress: Progress) -> Report:
+        plan: Plan | None = None
+        try:
+            plan = (await self._in_process.settled(name))[0]
+        except KmoddError as err:
+            if progress.judged_by_plan():
+                # What it would load nobody can say, and so not whether that is denied.
+                progress.may_begin(lambda: None)
+                return Report(Outcome.FAILED, -errno.ENOENT, (), f"cannot load {name}: {err}")
+        if not progress.may_begin(lambda: plan):
+            return denied(name)
+        with self._in_process.unloads.needing(() if plan is None else plan.modules()):
+            report = self._external.load(name, progress)
+            return report if isinstance(report, Report) else await report

@@ -46,14 +46,22 @@ class Installed:
         if self._reading is not None:
             # Begun before this request came: what has changed since then it may have missed.
             await asyncio.shield(self._reading)
-        if self._reading is None and self._changed():
-            self._reading = asyncio.get_running_loop().create_task(self._read())
-            self._reading.add_done_callback(self._read_done)
+        self.at_once()
         if self._reading is not None:
             await asyncio.shield(self._reading)
         if self._snapshot is None:
             raise self._error or KmoddError("no modules are installed")
         return self._snapshot
+
+    def at_once(self) -> Snapshot | None:
+        """Return what is installed now where no file need be looked at.
+
+        None: that look has begun, or nothing could be read; `current` tells.
+        """
+        if self._reading is None and self._changed():
+            self._reading = asyncio.get_running_loop().create_task(self._read())
+            self._reading.add_done_callback(self._read_done)
+        return None if self._reading is not None else self._snapshot
 
     async def config(self) -> Config:
         """Return the configuration now, which holds where no modules are installed too.

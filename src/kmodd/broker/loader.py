@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.model import Outcome
@@ -69,8 +69,12 @@ def denied(name: str) -> Report:
 class Loader(Protocol):
     """Loads names. Each call is a loader of its own, as in 1998: none waits for another's slot (S3)."""
 
-    async def load(self, name: str, progress: Progress) -> Report:
-        """Load what `name` stands for and report. Never raises for what a name or a module does."""
+    def load(self, name: str, progress: Progress) -> Report | Coroutine[Any, Any, Report]:
+        """Load what `name` stands for and report. Never raises for what a name or a module does.
+
+        Where nothing has to be waited for the report comes at once; most of the kernel's requests are for
+        names that nothing has, or that are live.
+        """
 
     def running(self) -> list[RunningLoad]:
         """Return the loads of single modules in progress, which those of names wait for."""

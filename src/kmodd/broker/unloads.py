@@ -27,6 +27,10 @@ class Unloads:
         """Whether a module is being unloaded."""
         return module in self._going
 
+    def busy(self, modules: Iterable[str]) -> bool:
+        """Whether one of these is being unloaded."""
+        return bool(self._going) and any(module in self._going for module in modules)
+
     @contextlib.contextmanager
     def going(self, module: str) -> Iterator[None]:
         """Inside this context the module is being unloaded; of one module there is one at a time."""
@@ -49,7 +53,7 @@ class Unloads:
         """Inside this context a request loads these, or says that they are live."""
         needed = tuple(modules)
         self._needed.update(needed)
-        self._tell(needed)
+        self.touch(needed)
         try:
             yield
         finally:
@@ -57,13 +61,14 @@ class Unloads:
                 self._needed[module] -= 1
                 if not self._needed[module]:
                     del self._needed[module]
-            self._tell(needed)
+            self.touch(needed)
 
     def is_needed(self, module: str) -> bool:
         """Whether a request needs a module now."""
         return module in self._needed
 
-    def _tell(self, modules: Iterable[str]) -> None:
+    def touch(self, modules: Iterable[str]) -> None:
+        """A request needs these, if only to say that they are live."""
         for told in self._told:
             told(modules)
 

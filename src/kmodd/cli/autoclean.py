@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from argparse import Namespace
 
+from kmodd import plainjson
 from kmodd.connection import Connection, Reply
+from kmodd.errors import UsageError
 from kmodd.views import show
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
 if TYPE_CHECKING:
+    from argparse import Namespace
     from typing import Any
 
 
 def autoclean(arguments: Namespace) -> int:
     """Show it, or make a pass; the exit status is 1 where a module could not be unloaded."""
+    if arguments.now and arguments.dry_run:
+        raise UsageError("--now unloads and --dry-run does not: give one of them")
     try:
         told = Connection().call("Autoclean", now=arguments.now or None)["result"]
     except Reply as reply:
         raise reply.as_error() from None
     if arguments.json:
-        print(json.dumps(told))
+        print(plainjson.dumps(told))
     else:
         _show(told, made=arguments.now)
     return 1 if told["failed"] else 0

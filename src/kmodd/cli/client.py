@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from argparse import Namespace
 
-from kmodd import names
+from kmodd import names, plainjson
 from kmodd.connection import Connection, Reply
 from kmodd.errors import KmoddError, NotFound, Unreachable, UsageError
 from kmodd.views import show
 
 TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
 if TYPE_CHECKING:
+    from argparse import Namespace
     from typing import Any
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value), flush=True)
+    print(plainjson.dumps(value), flush=True)
 
 
 def _tell(text: str) -> None:
@@ -56,12 +55,12 @@ def request(arguments: Namespace) -> int:
             )["result"]
         except Reply as reply:
             if arguments.json and reply.parameters.get("result") is not None:
-                _tell(json.dumps(reply.parameters["result"]))
+                _tell(plainjson.dumps(reply.parameters["result"]))
             failed = _complain(reply.as_error())
             status = status or failed
             continue
         if arguments.json:
-            _tell(json.dumps(result))
+            _tell(plainjson.dumps(result))
         elif result["outcome"] is None:
             _tell(f"{name}: asked, as request {result['id']}")
         else:
@@ -82,12 +81,12 @@ def remove(arguments: Namespace) -> int:
         except Reply as reply:
             error = reply.as_error()
             if arguments.json:
-                _tell(json.dumps({"name": name, "removed": [], "error": str(error)}))
+                _tell(plainjson.dumps({"name": name, "removed": [], "error": str(error)}))
             failed = _complain(error)
             status = status or failed
             continue
         if arguments.json:
-            _tell(json.dumps({"name": name, "removed": removed, "error": None}))
+            _tell(plainjson.dumps({"name": name, "removed": removed, "error": None}))
         else:
             _tell(f"{name}: unloaded" + (f" with {' '.join(removed[:-1])}" if removed[1:] else ""))
     return status
@@ -178,7 +177,7 @@ def status(arguments: Namespace) -> int:
         ["loads", f"{loads['total']}, {loads['running']} running"],
         ["autoclean", _cleaning_words(state["autoclean"])],
         ["journal", _journal_words(state["journal"])],
-        *(["setting", f"{key} = {json.dumps(value)}"] for key, value in state["settings"].items()),
+        *(["setting", f"{key} = {plainjson.dumps(value)}"] for key, value in state["settings"].items()),
     ]
     print(show.table(rows))
     return 0
@@ -249,14 +248,14 @@ def tune(arguments: Namespace) -> int:
     if arguments.json:
         _print_json({key: found[key]["value"] for key in wanted})
     else:
-        rows = [[key, "=", json.dumps(found[key]["value"])] for key in wanted]
+        rows = [[key, "=", plainjson.dumps(found[key]["value"])] for key in wanted]
         print(show.table(rows))
     return 0
 
 
 def _value(text: str) -> object:
     try:
-        return json.loads(text)
+        return plainjson.loads(text)
     except ValueError:
         return text
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
 
 from kmodd import __version__
+from kmodd.cli.quick import Quick
 
-Fill = Callable[[argparse.ArgumentParser], None]
+TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    Taker = argparse.ArgumentParser | Quick
+    Fill = Callable[[Taker], None]
 
 POLICY_ACTIONS = (
     "show", "check", "lint", "reload", "mode", "deny", "allow", "forget", "learn", "groups", "preset",
@@ -20,41 +25,50 @@ SOURCES = ("kernel", "api", "cli", "uevent", "boot")
 """`model.Source`, without importing what a client does not need."""
 
 
+def _wrong(message: str) -> Exception:
+    """Return what argparse tells a user as it is."""
+    from argparse import ArgumentTypeError  # noqa: PLC0415 - most words are read without it
+
+    return ArgumentTypeError(message)
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+        raise _wrong(f"{text} is not a number of seconds from 0 on")
     return value
 
 
 def _count(text: str) -> int:
     value = int(text) if text.isdecimal() else -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+        raise _wrong(f"{text} is not a number from 0 on")
     return value
 
 
 def _positive(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+        raise _wrong(f"{text} is not a number from 1 on")
     return value
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
     """Return argparse's own with a width: to find one it imports shutil, for each argument that is added."""
+    import argparse  # noqa: PLC0415 - most words are read without it
+
     columns = os.environ.get("COLUMNS", "")
     return argparse.HelpFormatter(prog, width=(int(columns) if columns.isdecimal() else 80) - 2)
 
 
-def _json(made: argparse.ArgumentParser) -> None:
+def _json(made: Taker) -> None:
     made.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _serve(made: argparse.ArgumentParser) -> None:
+def _serve(made: Taker) -> None:
     made.add_argument("--hook", action="store_true", help="make the kernel send its requests; undone on exit")
     made.add_argument(
         "--kernel", choices=("linux", "simulated"), default="linux", help="which kernel to load in"
@@ -62,7 +76,7 @@ def _serve(made: argparse.ArgumentParser) -> None:
     made.add_argument("--root", default="/", metavar="DIR", help="where etc, run and var are found")
 
 
-def _request(made: argparse.ArgumentParser) -> None:
+def _request(made: Taker) -> None:
     _json(made)
     made.add_argument("name", nargs="+", metavar="NAME", help="a module's name or an alias")
     made.add_argument(
@@ -71,22 +85,21 @@ def _request(made: argparse.ArgumentParser) -> None:
     made.add_argument("--no-wait", action="store_true", help="ask and return at once")
 
 
-def _remove(made: argparse.ArgumentParser) -> None:
+def _remove(made: Taker) -> None:
     _json(made)
     made.add_argument("name", nargs="+", metavar="NAME", help="a module's name")
     made.add_argument("--holders", action="store_true", help="unload those first that use it")
 
 
-def _autoclean(made: argparse.ArgumentParser) -> None:
+def _autoclean(made: Taker) -> None:
     _json(made)
-    what = made.add_mutually_exclusive_group()
-    what.add_argument(
+    made.add_argument(
         "--dry-run", action="store_true", help="only show it, which is what it does without --now"
     )
-    what.add_argument("--now", action="store_true", help="unload now what may go, and show that")
+    made.add_argument("--now", action="store_true", help="unload now what may go, and show that")
 
 
-def _resolve(made: argparse.ArgumentParser) -> None:
+def _resolve(made: Taker) -> None:
     _json(made)
     made.add_argument("name", nargs="+", metavar="NAME", help="a module's name or an alias")
     made.add_argument("--release", metavar="R", help="for another kernel release than the running one")
@@ -96,17 +109,17 @@ def _resolve(made: argparse.ArgumentParser) -> None:
     )
 
 
-def _tune(made: argparse.ArgumentParser) -> None:
+def _tune(made: Taker) -> None:
     _json(made)
     made.add_argument("setting", nargs="*", metavar="KEY[=VALUE]", help="a setting to show or to change")
 
 
-def _hook(made: argparse.ArgumentParser) -> None:
+def _hook(made: Taker) -> None:
     _json(made)
     made.add_argument("action", choices=("on", "off", "status"), help="what to do")
 
 
-def _log(made: argparse.ArgumentParser) -> None:
+def _log(made: Taker) -> None:
     _json(made)
     made.add_argument("-f", "--follow", action="store_true", help="go on with what happens next")
     made.add_argument("--since", metavar="T", help="from then on: 2026-11-23T08:00:00Z, or 90s for 90 s ago")
@@ -117,12 +130,12 @@ def _log(made: argparse.ArgumentParser) -> None:
     made.add_argument("-n", "--lines", type=_count, metavar="N", help="the newest N only")
 
 
-def _why(made: argparse.ArgumentParser) -> None:
+def _why(made: Taker) -> None:
     _json(made)
     made.add_argument("module", nargs="+", metavar="MODULE", help="a module's name")
 
 
-def _policy(made: argparse.ArgumentParser) -> None:
+def _policy(made: Taker) -> None:
     _json(made)
     made.add_argument("action", choices=POLICY_ACTIONS, help="what to do")
     made.add_argument("what", nargs="*", metavar="WHAT", help="a name, a module, a mode, a preset")
@@ -147,22 +160,22 @@ def _policy(made: argparse.ArgumentParser) -> None:
     made.add_argument("--modprobe-d", action="store_true", help="export: as a file for modprobe.d")
 
 
-def _seal(made: argparse.ArgumentParser) -> None:
+def _seal(made: Taker) -> None:
     made.add_argument("--hard", action="store_true", help="no module at all until the next boot")
     made.add_argument("--yes", action="store_true", help="do not ask")
 
 
-def _exposure(made: argparse.ArgumentParser) -> None:
+def _exposure(made: Taker) -> None:
     _json(made)
     made.add_argument("--root", metavar="DIR", help="the policy below DIR, without a daemon")
     made.add_argument("--list", action="store_true", help="name the modules")
 
 
-def _nothing(_made: argparse.ArgumentParser) -> None:
+def _nothing(_made: Taker) -> None:
     pass
 
 
-def _lab(made: argparse.ArgumentParser) -> None:
+def _lab(made: Taker) -> None:
     made.add_argument("--kernel", choices=("uml", "qemu"), default="uml", help="User-mode Linux, or QEMU")
     made.add_argument("--smp", type=_positive, default=1, metavar="N", help="processors (QEMU)")
     made.add_argument("--memory", type=_positive, metavar="MIB", help="memory in MiB")
@@ -171,12 +184,10 @@ def _lab(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--no-serve", action="store_true", help="leave kernel.modprobe as it is, start no daemon"
     )
-    made.add_argument(
-        "argv", nargs=argparse.REMAINDER, metavar="[--] CMD", help="what to run; a shell without"
-    )
+    made.add_argument("argv", nargs="...", metavar="[--] CMD", help="what to run; a shell without")
 
 
-def _completion(made: argparse.ArgumentParser) -> None:
+def _completion(made: Taker) -> None:
     made.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
 
@@ -214,6 +225,8 @@ TOOLS: dict[str, str] = {
 
 def build() -> argparse.ArgumentParser:
     """Return the parser of `kmodd`, with every command."""
+    import argparse  # noqa: PLC0415 - most words are read without it
+
     parser = argparse.ArgumentParser(
         prog="kmodd",
         description="The on-demand kernel-module loader.",
@@ -241,7 +254,8 @@ def build() -> argparse.ArgumentParser:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return what `kmodd ARGV` asks for, the command's name as `command`.
 
-    Where the first word is a command only that one's parser is made: all of them cost as much as Python.
+    Plain words are read without argparse. Else, where the first word is a command, only that one's parser is
+    made: all of them cost as much as Python.
 
     Raises:
         SystemExit: the words are off (2), or it was help that was asked for (0).
@@ -250,6 +264,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if not words or words[0] not in COMMANDS:
         return build().parse_args(words)
     summary, _run, fill = COMMANDS[words[0]]
+    quick = Quick()
+    fill(quick)
+    if (plain := quick.read(words[0], words[1:])) is not None:
+        return plain
+    import argparse  # noqa: PLC0415 - most words are read without it
+
     parser = argparse.ArgumentParser(
         prog=f"kmodd {words[0]}", description=summary, allow_abbrev=False, formatter_class=_formatter
     )
@@ -263,8 +283,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command that was parsed; return its exit status."""
-    from importlib import import_module  # noqa: PLC0415 - Python has it; a command imports what it needs
-
     module, _, function = COMMANDS[arguments.command][1].partition(":")
-    status: int = getattr(import_module(f"kmodd.cli.{module}"), function)(arguments)
+    # A command imports what it needs, and the package importlib is more than most of them do.
+    found = __import__(f"kmodd.cli.{module}", fromlist=[function])
+    status: int = getattr(found, function)(arguments)
     return status

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
+from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.message import VarlinkMethodCall
 from asyncvarlink.serverprotocol import VarlinkInterfaceServerProtocol
 from asyncvarlink.types import FileDescriptorArray, JSONObject
@@ -23,6 +23,7 @@ from kmodd.sources import peer
 from kmodd.sources.peer import Peer
 from kmodd.sources.replies import current_peer
 from kmodd.sources.strangers import StrangerSocket
+from kmodd.sources.transport import ApiTransport
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ SOCKET = "io.kmodd"
 
 MESSAGE_MAX = 64 * 1024
 """Bytes a call may have: the longest name with every byte escaped, and much to spare."""
+
+_WATCH_AFTER = 0.002
+"""Seconds that a call may take before its peer is watched for going away."""
 
 PER_USER = 64
 ALL_USERS = 256
@@ -149,17 +153,23 @@ def _nothing() -> None:
 
 
 class _PeerWatch:
-    """Calls `gone` once when the peer of a socket has closed it."""
+    """Calls `gone` once when the peer of a socket has closed it; most calls have ended before it begins."""
 
     def __init__(self, sock: socket.socket, gone: Callable[[], object]) -> None:
         self._gone = gone
         self._loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(_WATCH_AFTER, self._begin, sock)
+
+    def _begin(self, sock: socket.socket) -> None:
+        self._timer = None
+        if sock.fileno() < 0:
+            self._gone()
+            return
         # The selector knows each descriptor once, and the transport comes and goes with this one's twin.
         # A plain socket: only the transport's shuts the connection down when it is closed.
-        self._sock: socket.socket | None = socket.socket(
-            sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno())
-        )
-        self._loop.add_reader(self._sock, self._readable)
+        self._sock = socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))
+        self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _readable(self) -> None:
         assert self._sock is not None
@@ -176,8 +186,11 @@ class _PeerWatch:
             self._gone()
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._sock is not None:
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
             self._sock = None
 
@@ -194,7 +207,7 @@ class ApiSource:
     def __init__(self, registry: VarlinkInterfaceRegistry) -> None:
         self._registry = registry
         self._open: Counter[int] = Counter()
-        self._transports: set[VarlinkTransport] = set()
+        self._transports: set[ApiTransport] = set()
         self._refusals = Limit(time.monotonic)
 
     def connected(self, sock: socket.socket) -> None:
@@ -215,13 +228,11 @@ class ApiSource:
         protocol = ApiProtocol(self._registry, who, sock)
         # Without a predictor of boundaries the transport reads once for each turn of the loop. With one it
         # reads as long as there is something, and a peer that goes on sending would have the loop for itself.
-        transport = VarlinkTransport(
-            asyncio.get_running_loop(), sock, sock, protocol, boundary_predictor=None
-        )
+        transport = ApiTransport(asyncio.get_running_loop(), sock, sock, protocol, boundary_predictor=None)
         self._transports.add(transport)
         transport.closed_future.add_done_callback(partial(self._closed, transport, who.uid))
 
-    def _closed(self, transport: VarlinkTransport, uid: int, _future: asyncio.Future[Any]) -> None:
+    def _closed(self, transport: ApiTransport, uid: int, _future: asyncio.Future[Any]) -> None:
         self._transports.discard(transport)
         self._open[uid] -= 1
         if not self._open[uid]:

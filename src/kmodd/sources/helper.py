@@ -4,6 +4,8 @@ Packets (helper/kmodd-helper.c is the other end):
 - from the helper: the name with a NUL behind it, so that the empty name is a packet too;
 - to the helper: `a` accepted, wait for the status without a limit; `s` and a byte, the status (0 done,
   1 not); `f` fall back to the real modprobe. A connection that ends without a status is a fallback too.
+  `a` is left out where the status is known at once, as it is of a name that needs nothing loaded: each
+  packet wakes the helper, which costs as much as all that is done here.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class HelperConnection:
     """One request of the kernel."""
 
     __slots__ = (
+        "_accepted",
         "_broker",
         "_claim",
         "_loop",
@@ -60,6 +63,7 @@ class HelperConnection:
         self._claim: Claim | None = None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
+        self._accepted = False
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
         self._watched = False
@@ -71,7 +75,7 @@ class HelperConnection:
     def _receive(self) -> bool:
         """Take the name, or learn that the helper has gone; False where nothing is there yet."""
         try:
-            packet = self._sock.recv(_PACKET_MAX)
+            packet = self._sock.recv(_PACKET_MAX, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -89,7 +93,7 @@ class HelperConnection:
         if self._broker.stopping or not packet.endswith(b"\0"):
             self._answer(FALL_BACK)
             return
-        if not self._send(ACCEPTED):
+        if self._hung_up():
             # A helper that has waited for a second in vain has fallen back: the real modprobe does it.
             name = escape(packet[:-1])
             log.warning("a helper that waited for more than a second fell back: %s", name)
@@ -109,6 +113,7 @@ class HelperConnection:
             claim = self._who.claim(name)
             if claim.early and tries:
                 self._who.release(claim)
+                self._accept()
                 self._loop.call_later(_TRY_AGAIN, self._who_asked, name, tries - 1)
                 return
             self._claim = claim
@@ -122,14 +127,28 @@ class HelperConnection:
         )
         if not self._over:
             self._ticket = ticket
-            # Behind the first step of the load: most have been answered then, and nobody is left to watch.
-            self._loop.call_soon(self._watch)
+            self._accept()
+            self._watch()
+
+    def _accept(self) -> None:
+        """Tell the helper to wait, once; if it has gone just now, that is seen by watching it."""
+        if not self._accepted:
+            self._accepted = True
+            self._send(ACCEPTED)
+
+    def _hung_up(self) -> bool:
+        """Whether the helper has gone; it says nothing but its name."""
+        try:
+            return not self._sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
 
     def _watch(self) -> None:
         """Learn when the name comes, or that the helper has gone."""
-        if not self._over and not self._watched:
-            self._watched = True
-            self._loop.add_reader(self._sock.fileno(), self._receive)
+        self._watched = True
+        self._loop.add_reader(self._sock.fileno(), self._receive)
 
     def _status(self, status: int) -> None:
         if status == -errno.ESHUTDOWN:
@@ -144,7 +163,7 @@ class HelperConnection:
 
     def _send(self, packet: bytes) -> bool:
         try:
-            self._sock.send(packet, socket.MSG_NOSIGNAL)
+            self._sock.send(packet, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
@@ -181,8 +200,8 @@ class HelperSource:
 
     def connected(self, sock: socket.socket) -> None:
         """Serve one connection."""
-        who = peer.credentials(sock, groups=False)
-        if not who.is_root:
+        if not peer.is_root(sock):
+            who = peer.credentials(sock, groups=False)
             log.warning("refused a helper connection of uid %d (pid %d)", who.uid, who.pid)
             sock.close()
             return

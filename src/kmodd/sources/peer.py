@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import grp
+import os
 import socket
 import struct
 from dataclasses import dataclass
 
 from kmodd.kernel import requester as kernel_requester
-from kmodd.kernel.stacks import state_and_session
 from kmodd.model import Requester
 
 _UCRED = struct.Struct("iII")
@@ -52,6 +52,12 @@ def group_id() -> int | None:
         return None
 
 
+def is_root(sock: socket.socket) -> bool:
+    """Return whether the peer of a connected Unix socket is root; it is asked for each helper."""
+    _pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return bool(uid == 0)
+
+
 def credentials(sock: socket.socket, *, groups: bool = True) -> Peer:
     """Return the peer of a connected Unix socket, with its supplementary groups where they matter."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
@@ -73,7 +79,7 @@ def requester(peer: Peer) -> Requester:
 def session(peer: Peer) -> int | None:
     """Return the peer's session id, by which it is known whether it belongs to a load."""
     try:
-        with open(f"/proc/{peer.pid}/stat", encoding="utf-8", errors="replace") as file:
-            return state_and_session(file.read())[1]
-    except (OSError, ValueError):
+        # 0, a peer of another PID namespace, would be ourselves.
+        return os.getsid(peer.pid) if peer.pid > 0 else None
+    except OSError:
         return None

@@ -2,12 +2,14 @@
 
 A name is compared with few patterns, found in three ways: those without wildcards by a dictionary; those
 with a literal prefix by one look-up for each length that such prefixes have; and under one prefix, where
-there are many, by a literal that must come later (`acpi*:PNP0501:*`), found from its first character.
+there are many, by the rarest literal that must come later (`acpi*:PNP0501:*`), found from its first
+character.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from kmodd.tree.glob import is_literal, matches, prefix_length
@@ -24,9 +26,12 @@ class _Bucket:
     def __init__(self, lines: list[int], patterns: list[str], prefix: int) -> None:
         self._others: list[int] = []
         self._needles: dict[str, list[int]] = {}
-        for line in lines:
-            needle = _needle(patterns[line], prefix)
-            if needle:
+        literals = [(line, _literals(patterns[line], prefix)) for line in lines]
+        often = Counter(literal for _line, found in literals for literal in found)
+        for line, found in literals:
+            if found:
+                # What all of them have, as `:feature:` of processors, tells none from another.
+                needle = min(found, key=lambda literal: (often[literal], -len(literal)))
                 self._needles.setdefault(needle, []).append(line)
             else:
                 self._others.append(line)
@@ -57,11 +62,11 @@ class _Bucket:
         return found
 
 
-def _needle(pattern: str, prefix: int) -> str:
-    """Return the longest literal between two wildcards of a pattern of stars; empty where that is none."""
+def _literals(pattern: str, prefix: int) -> list[str]:
+    """Return what is literal behind the first wildcard of a pattern of stars; of others nothing."""
     if "?" in pattern or "[" in pattern or "\\" in pattern:
-        return ""
-    return max(pattern[prefix:].split("*"), key=len)
+        return []
+    return [literal for literal in pattern[prefix:].split("*") if literal]
 
 
 _Found = int | tuple[int, ...] | _Bucket

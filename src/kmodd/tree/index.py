@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ class Corrupt(KmoddError):
 
 def module_name(path: str) -> str:
     """Return the name of the module in a file: `kernel/net/9p/9pnet-virtio.ko.xz` is `9pnet_virtio`."""
-    return os.path.basename(path).partition(".")[0].replace("-", "_")
+    return path[path.rfind("/") + 1 :].partition(".")[0].replace("-", "_")
 
 
 class Index:
@@ -74,6 +75,7 @@ class Index:
         if not found:
             raise NoTree(f"{self.directory} is not there: no modules of {self.release} are installed")
         self._tables: dict[str, Any] = {}
+        self._needs: dict[str, tuple[str, ...]] = {}
         self.scanned = False
         """Whether it was made without modules.dep, from the modules themselves."""
         self.source = "text"
@@ -99,7 +101,7 @@ class Index:
 
     def __contains__(self, module: str) -> bool:
         """Whether a module of that normalised name is installed as a file."""
-        return module in self._modules()
+        return module in (self._tables.get("modules") or self._modules())
 
     def modules(self) -> Iterator[str]:
         """Yield the names of all module files, in the order of modules.dep."""
@@ -112,11 +114,16 @@ class Index:
 
     def dependencies(self, module: str) -> tuple[str, ...]:
         """Return all that a module needs, directly or not, in an order in which it can be loaded."""
+        needs = self._needs.get(module)
+        if needs is not None:
+            return needs
         line = self._modules().get(module)
         if line is None:
             return ()
-        found = line.partition(":")[2].split()
-        return tuple([module_name(path) for path in reversed(found)])
+        needs = tuple([sys.intern(module_name(path)) for path in reversed(line.partition(":")[2].split())])
+        # A plan asks for those of a module again and again; few of all modules are ever in one.
+        self._needs[module] = needs
+        return needs
 
     def alias(self, name: str) -> list[str]:
         """Return the modules whose own aliases match a normalised name, in ascending priority."""
@@ -124,7 +131,7 @@ class Index:
 
     def symbol(self, name: str) -> list[str]:
         """Return the modules that export a symbol, given as `symbol:NAME`."""
-        found = self._symbols().get(name, ())
+        found = (self._tables.get("symbols") or self._symbols()).get(name, ())
         return [found] if isinstance(found, str) else list(found)
 
     def is_builtin(self, module: str) -> bool:
@@ -164,16 +171,19 @@ class Index:
     # Tables
 
     def _table(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._tables:
-            self._tables[name] = make()
-        return self._tables[name]
+        found = self._tables.get(name)
+        if found is None:
+            found = self._tables[name] = make()
+        return found
 
     def _modules(self) -> dict[str, str]:
         found: dict[str, str] = self._table("modules", self._read_modules)
         return found
 
     def _aliases(self) -> AliasTable:
-        found: AliasTable = self._table("aliases", lambda: AliasTable(self._read_aliases()))
+        found: AliasTable = self._tables.get("aliases") or self._table(
+            "aliases", lambda: AliasTable(self._read_aliases())
+        )
         return found
 
     def _symbols(self) -> dict[str, str | list[str]]:

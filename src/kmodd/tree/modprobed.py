@@ -145,11 +145,15 @@ class Lines(Generic[T]):
 
     def find(self, names: Iterable[str]) -> list[T]:
         """Return those whose pattern matches one of a module's names, in order, each once."""
+        if not self.items:
+            return []
         found: set[int] = set()
         for name in names:
-            found.update(self._literal.get(name, ()))
-            found.update(at for at in self._wild if matches(self.items[at].pattern, name))
-        return [self.items[at] for at in sorted(found)]
+            if name in self._literal:
+                found.update(self._literal[name])
+            if self._wild:
+                found.update(at for at in self._wild if matches(self.items[at].pattern, name))
+        return [self.items[at] for at in sorted(found)] if found else []
 
 
 @dataclass(slots=True)
@@ -180,7 +184,10 @@ class Config:
 
     def parameters_of(self, names: Iterable[str]) -> str:
         """Return what the `options` lines of exactly one of a module's names say, one after the other."""
-        found = sorted({at for name in names for at in self._options.get(name, ())})
+        known = [self._options[name] for name in names if name in self._options]
+        if not known:
+            return ""
+        found = sorted({at for lines in known for at in lines})
         return " ".join(self.options[at].parameters for at in found)
 
 

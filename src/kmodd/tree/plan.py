@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kmodd.errors import KmoddError
@@ -366,44 +366,44 @@ class _Walk:
 
     def _step(self, number: int, entry: _Entry) -> Step:
         module, names = entry.match.module, entry.match.names
-        after = {self._number.get(dependency) for dependency in self._dependencies(module)}
-        after |= {
-            self._number.get(found.module)
-            for line in entry.softdeps
-            for name in line.pre
-            for found in self._lookup(name) or ()
-        }
-        needs = _before(after, number)
-        after.add(entry.behind)
+        known = self._number
+        before = {known.get(dependency, number) for dependency in self._dependencies(module)}
+        for line in entry.softdeps:
+            for name in line.pre:
+                before.update(known.get(found.module, number) for found in self._lookup(name) or ())
+        after = needs = tuple(sorted(item for item in before if item < number)) if before else ()
+        if entry.behind is not None and entry.behind < number and entry.behind not in before:
+            after = tuple(sorted((*needs, entry.behind)))
         parameters = self._config.parameters_of(names)
         self._budget.spend(self._config.install.wild + len(parameters) // _CHARACTERS)
-        named = self._key(entry.match) == self._key(self._named)
+        named = entry.match is self._named or self._key(entry.match) == self._key(self._named)
         if named and self._rules.parameters:
             parameters = f"{parameters} {self._rules.parameters}".strip()
-        step = Step(
+        path = self._index.path(module)
+        action, command = self._action(entry, path)
+        return Step(
             module,
-            Action.INSERT,
+            action,
             entry.reason,
             entry.needed_by,
             entry.required,
-            self._index.path(module),
+            path,
             parameters,
-            None,
-            _before(after, number),
+            command,
+            after,
             named,
             needs,
         )
+
+    def _action(self, entry: _Entry, path: str | None) -> tuple[Action, str | None]:
+        """Return what is done for a module, and the `install` command that is run in its place, if any."""
+        module = entry.match.module
         if module in self._live:
-            return replace(step, action=Action.NOTHING)
+            return Action.NOTHING, None
         install = self._config.install.find((module,)) if entry.commands else []
         if entry.match.found is Found.COMMAND:
             # What only a command stands for has its own one, whatever pattern comes before.
             install = [line for line in install if line.pattern == module] or install
-        if self._index.is_builtin(module) and step.path is None and not (install and self._rules.show_all):
-            return replace(step, action=Action.BUILT_IN)
-        return replace(step, action=Action.RUN, command=install[0].command) if install else step
-
-
-def _before(numbers: set[int | None], number: int) -> tuple[int, ...]:
-    """Return those of the numbers of steps that come before `number`, in order."""
-    return tuple(sorted(item for item in numbers if item is not None and item < number))
+        if path is None and self._index.is_builtin(module) and not (install and self._rules.show_all):
+            return Action.BUILT_IN, None
+        return (Action.RUN, install[0].command) if install else (Action.INSERT, None)

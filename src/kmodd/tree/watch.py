@@ -1,8 +1,8 @@
 """Whether the files of a tree or of modprobe.d may have changed: asked before each request, without waiting.
 
 inotify(7) notes a change before the call that made it returns, and /proc/PID/mountinfo (proc(5)) a mount; to
-ask costs two system calls, neither of which touches a file system. Nothing wakes a daemon up: what is noted
-is read when somebody asks.
+ask costs one system call, which touches no file system. Nothing wakes a daemon up: what is noted is read when
+somebody asks.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Watch:
         self._inotify = -1
         self._mounts = -1
         self._blind = False
+        self._poll = select.poll()
         libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._inotify < 0:
@@ -33,9 +34,9 @@ class Watch:
         for path in {_nearest(path) for path in directories}:
             if libc.inotify_add_watch(self._inotify, os.fsencode(path), ctypes.c_uint32(_MASK)) < 0:
                 self._blind = True
+        self._poll.register(self._inotify, select.POLLIN)
         with contextlib.suppress(OSError):
             self._mounts = os.open(mounts, os.O_RDONLY | os.O_CLOEXEC)
-            self._poll = select.poll()
             self._poll.register(self._mounts, select.POLLPRI)
             self._poll.poll(0)
 
@@ -43,15 +44,12 @@ class Watch:
         """Return whether anything happened there since the last answer."""
         if self._blind:
             return True
-        changed = False
-        try:
+        if not self._poll.poll(0):
+            return False
+        with contextlib.suppress(BlockingIOError):
             while os.read(self._inotify, 65536):
-                changed = True
-        except BlockingIOError:
-            pass
-        if self._mounts >= 0 and self._poll.poll(0):
-            changed = True
-        return changed
+                pass
+        return True
 
     def close(self) -> None:
         """Watch no more."""
