@@ -29,4 +29,4 @@ def replaced(page: str, part: str) -> str:
     _old, end, behind = rest.partition(END)
     if not begin or not end:
         raise ValueError("RESULTS.md has no marks to write between")
-    return f"{before}{BEGIN}\n{part}\n{END}{behind}"
+    return f"{before}{BEGIN}\n{part.rstrip()}\n\n{END}{behind}"

@@ -46,7 +46,10 @@ def test_there_is_nothing_but_the_workloads(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize("workload", REGISTRY)
 def test_every_workload_gave_numbers(found: dict[str, Any], workload: str) -> None:
     measured = found["workloads"][workload]
-    assert measured["ratios"]
+    assert measured["ratios"] or measured["figures"]
+    for figure in measured["figures"]:
+        assert math.isfinite(figure["value"]), figure
+        assert figure["value"] >= 0, figure
     for ratio in measured["ratios"]:
         for number in (ratio["ratio"], ratio["ours_ms"], ratio["peers_ms"], *ratio["rounds"]):
             assert math.isfinite(number), ratio

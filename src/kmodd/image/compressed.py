@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as _errno
 import io
+import sys
 
 from kmodd.errors import KmoddError
 from kmodd.image import whole
@@ -68,12 +69,20 @@ def decompress(data: bytes, limit: int = LIMIT) -> bytes:
     kind = compression(data[:_HEADER])
     if kind is None:
         raise CannotDecompress("it is not compressed with xz, zstd or gzip")
-    out = io.BytesIO()  # which gives what it holds without another copy
+    first = b""
+    out: io.BytesIO | None = None
     for piece in _pieces(data, kind):
-        if out.tell() + len(piece) > limit:
+        if (len(first) if out is None else out.tell()) + len(piece) > limit:
             raise CannotDecompress(f"it has more than {limit} bytes in it", _errno.EFBIG)
-        out.write(piece)
-    return out.getvalue()
+        if out is not None:
+            out.write(piece)
+        elif first:
+            out = io.BytesIO()  # which gives what it holds without another copy
+            out.write(first)
+            out.write(piece)
+        else:
+            first = piece  # most modules are no more than this
+    return first if out is None else out.getvalue()
 
 
 def _pieces(data: bytes, kind: str) -> Iterator[bytes]:
@@ -124,7 +133,8 @@ def _zstd() -> ModuleType:
     """Return the zstd module: Python's own from 3.14 on, else the package of the same interface."""
     from importlib import import_module  # noqa: PLC0415
 
-    for name in ("compression.zstd", "backports.zstd"):
+    # To look for what is not there takes longer than to decompress most modules.
+    for name in ("compression.zstd", "backports.zstd")[sys.version_info < (3, 14) :]:
         try:
             return import_module(name)
         except ImportError:
