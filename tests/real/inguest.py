@@ -1221,12 +1221,14 @@ def storm_while_unloading(names: list[str], processes: int, each: int) -> dict[s
         "unloaded": status["autoclean"]["unloaded"],
         "failures": status["autoclean"]["failed"],
         "hanging": status["autoclean"]["hanging"],
+        "waited": status["autoclean"]["waited"],
     }
 
 
 def exit_that_hangs(name: str, others_names: list[str]) -> dict[str, Any]:
     """Have a module's exit take longer than autoclean waits; meanwhile others come and go."""
     Path(f"/sys/module/{name}/parameters/exit_ms").write_text("14000")
+    tune(unload_delay=1)
     told = until(lambda: _hanging(name), limit=60)
     answers = [ask(other) for other in others_names]
     gone(others_names)
