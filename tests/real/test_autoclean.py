@@ -146,12 +146,12 @@ def test_an_exit_that_hangs_is_told_and_holds_up_nobody_else(call: Call) -> None
 def test_s10_two_thousand_requests_for_what_is_being_unloaded_all_succeed(call: Call) -> None:
     call("tune", unload_delay=0.05)
     before = call("result = api('GetStatus')['status']['autoclean']['unloaded']")
-    found = call("storm_while_unloading", names=MANY[:12], processes=8, each=250, timeout=400)
+    found = call("storm_while_unloading", names=MANY[:40], processes=8, each=250, timeout=400)
     assert found["failed"] == [0] * 8
     assert found["requests"] == 2000
     assert set(found["outcomes"]) <= {"loaded", "already-live"}
     assert found["unloaded"] - before > 20, "they were unloaded meanwhile, again and again"
-    assert found["waited"] > 20
+    assert found["waited"] > 3, "and some were asked for in that very moment"
     assert (found["failures"], found["hanging"]) == (0, [])
     call("gone", names=MANY)
 
