@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.bed import Bed
 from bench.measured import Measured
-from bench.workloads import cost, flood
+from bench.workloads import closure, cost, flood, load, request
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,9 @@ class Workload:
 REGISTRY = {
     workload.name: workload
     for workload in (
+        Workload("request", request.WHAT, request.run),
+        Workload("load", load.WHAT, load.run),
+        Workload("closure", closure.WHAT, closure.run),
         Workload("cost", cost.WHAT, cost.run),
         Workload("flood", flood.WHAT, flood.run),
     )
