@@ -38,12 +38,11 @@ def at_once(variant: str, name: str, modules: list[str], program: str) -> int:
     `kmodd`: a request of the API for `name`, which needs all of them; `modprobe`: `modprobe -a`; `insert`:
     the program that only hands their files over, in order.
     """
-    listed = memory.PLACE / "list"
-    listed.write_text("".join(f"{path}\n" for path in files(modules)))
-    commands = {"modprobe": [control.STOCK, "-a", "--", *modules], "insert": [program, str(listed)]}
+    commands = {"modprobe": [control.STOCK, "-a", "--", *modules], "insert": [program, _list(modules)]}
     control.use("installed" if variant == "kmodd" else "off")
     control.settle()
     connection = Connection()
+    connection.call("Resolve", name=name)  # modprobe.d may just have been changed, which is read once
     begin = time.perf_counter_ns()
     if variant == "kmodd":
         connection.call("RequestModule", name=name)
@@ -58,15 +57,28 @@ def at_once(variant: str, name: str, modules: list[str], program: str) -> int:
 
 def that_can_be(candidates: list[str], program: str, count: int) -> list[str]:
     """Return the first `count` modules that can be loaded, in this order, and unloaded; now in memory."""
-    memory.copy_up(files(candidates))
+    found: list[str] = []
+    rest = list(candidates)
+    while rest and len(found) < count:
+        # A few more than are missing: some are for a machine that this one is not.
+        size = count - len(found) + 10
+        some, rest = rest[:size], rest[size:]
+        memory.copy_up(files(some))
+        before = _live()
+        subprocess.run([program, _list(some)], check=False)
+        new = _live() - before
+        came = [module for module in some if module in new]
+        unload(came, patient=False)
+        stayed = _live()
+        found += [module for module in came if module not in stayed]
+    return found[:count]
+
+
+def _list(modules: list[str]) -> str:
+    """Write the list of files for the program that hands them over; return where it is."""
     listed = memory.PLACE / "list"
-    listed.write_text("".join(f"{path}\n" for path in files(candidates)))
-    before = _live()
-    subprocess.run([program, str(listed)], check=False)
-    came = _live() - before
-    unload([module for module in candidates if module in came], patient=False)
-    stayed = _live()
-    return [module for module in candidates if module in came and module not in stayed][:count]
+    listed.write_text("".join(f"{path}\n" for path in files(modules)))
+    return str(listed)
 
 
 def files(modules: list[str]) -> list[str]:

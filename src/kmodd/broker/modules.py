@@ -17,6 +17,7 @@ from kmodd.broker import commands
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress
 from kmodd.broker.own import ByOthers, Own, nothing
+from kmodd.broker.pace import Pace
 from kmodd.broker.threads import start_thread
 from kmodd.errors import KmoddError, errno_words
 from kmodd.kernel import init, refusal
@@ -83,6 +84,7 @@ class ModuleLoads:
         self._own = own or Own()
         self._by_others = by_others
         self._in_flight: dict[str, ModuleLoad] = {}
+        self._pace = Pace()
 
     def running(self) -> list[RunningLoad]:
         """Return them as the search for deadlocks sees them."""
@@ -94,15 +96,13 @@ class ModuleLoads:
         shared = load is not None
         if load is None:
             load = ModuleLoad(self._next_number(), step.module)
-            try:
-                self._start(load, step)
-            except OSError as err:
-                return self._failed(step, err), False
             self._in_flight[step.module] = load
         progress.awaits(load.number, shared=shared)
         # One for each: whoever gives up leaves the load to the others, and to the kernel.
         waiter: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         load.waiters.append(waiter)
+        if not shared:
+            self._pace.begin(partial(self._start, load, step))
         try:
             return await waiter, shared
         finally:
@@ -112,10 +112,14 @@ class ModuleLoads:
         """Start its thread; no task beside it: that would cost turns of the event loop for each module."""
         by_command = step.action is Action.RUN
         work = partial(self._command if by_command else self._insert, load, step)
-        start_thread("kmod_loader", work, partial(self._ended, load, step))
+        try:
+            start_thread("kmod_loader", work, partial(self._ended, load, step))
+        except OSError as err:
+            self._ended(load, step, None, err)
 
     def _ended(self, load: ModuleLoad, step: Step, ended: Loaded | None, error: BaseException | None) -> None:
         del self._in_flight[step.module]
+        self._pace.ended()
         if isinstance(error, OSError):
             ended = self._failed(step, error)
         elif ended is not None and step.action is Action.RUN and ended.brought_in:
