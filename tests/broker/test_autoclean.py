@@ -20,7 +20,7 @@ from kmodd.broker.sweep import Pass
 from kmodd.broker.unloads import Unloads
 from kmodd.errors import InvalidName, KmoddError
 from kmodd.kernel.simulated import Installed, SimulatedKernel
-from kmodd.kernel.uses import Device, StandsFor, Uses
+from kmodd.kernel.uses import Device, Kinds, StandsFor, Uses
 from kmodd.model import Outcome, Result, Source
 from kmodd.tree import modprobed
 from kmodd.tree.modprobed import Config
@@ -92,8 +92,8 @@ class Configured:
     def aliased(self, name: str) -> list[str]:
         return ["top"] if name == "net-pf-9" else []
 
-    def link_makers(self) -> frozenset[str]:
-        return frozenset()
+    def kinds(self) -> Kinds:
+        return Kinds()
 
 
 class Machine:

@@ -18,7 +18,7 @@ from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
 from kmodd.errors import KmoddError
 from kmodd.kernel.interface import Kernel, Module
-from kmodd.kernel.uses import Uses
+from kmodd.kernel.uses import Kinds, Uses
 
 LOOK_MAX = 30.0
 """Seconds that a look may take."""
@@ -53,8 +53,8 @@ class Aliases(Protocol):
     def aliased(self, name: str) -> Collection[str]:
         """Return the installed modules of an alias, as far as they are known."""
 
-    def link_makers(self) -> Collection[str] | None:
-        """Return those that make network interfaces of a kind; None: not known. Blocks."""
+    def kinds(self) -> Kinds | None:
+        """Return what aliases say of the installed modules; None: they are not known. Blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Looking:
         self._unloads = unloads
         self._use_counts = around.use_counts
         self._aliased = _no_aliases if around.installed is None else around.installed.aliased
-        self._link_makers = frozenset if around.installed is None else around.installed.link_makers
+        self._kinds = Kinds if around.installed is None else around.installed.kinds
         self._sealed = around.sealed
         self.clock = around.clock
         self._gets: Mapping[str, int] | None = None
@@ -144,7 +144,7 @@ class Looking:
             modules = self._kernel.modules()
             identities = {name: self._kernel.identity(name) for name in owned}
             unheld = [name for name in owned if name in modules and not _own_users(modules[name])]
-            uses = self._kernel.uses_of(unheld, self._aliased, self._link_makers())
+            uses = self._kernel.uses_of(unheld, self._aliased, self._kinds())
             words = {name: _in_words(use) for name, use in uses.items() if use}
             return Look(began, self.clock(), owned, modules, identities, words, gets)
 
@@ -219,7 +219,7 @@ class Looking:
             return "what has been seen may be so no more"
         if self._kernel.identity(module) != owned.identity:
             return "another one of its name is there now"
-        uses = self._kernel.uses_of([module], self._aliased, self._link_makers())[module]
+        uses = self._kernel.uses_of([module], self._aliased, self._kinds())[module]
         if uses:
             return _in_words(uses)
         return self._taken_since(module, owned)

@@ -21,6 +21,18 @@ StandsFor = Callable[[str], Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Kinds:
+    """What the aliases of the installed modules say of them.
+
+    `link_makers`: those that make network interfaces of a kind (`rtnl-link-*`); `for_devices`: those that are
+    there for devices (modaliases, which have a `:`).
+    """
+
+    link_makers: frozenset[str] = frozenset()
+    for_devices: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Mount:
     """A mounted filesystem. `point`: as PID 1 sees it; `device`: `MAJOR:MINOR`, one for each superblock."""
 
