@@ -1241,7 +1241,7 @@ def exit_that_hangs(name: str, others_names: list[str]) -> dict[str, Any]:
     gone(others_names)
     still = Path(f"/sys/module/{name}").exists()
     meanwhile = ask(name)
-    gone([name])
+    until(lambda: _true(not api("GetStatus")["status"]["autoclean"]["hanging"]))
     again = ask(name)
     return {
         "told": told,
