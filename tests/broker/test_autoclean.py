@@ -93,7 +93,7 @@ class Configured:
         return ["top"] if name == "net-pf-9" else []
 
     def kinds(self) -> Kinds:
-        return Kinds()
+        return Kinds(nodes={"other": (("other", "c10:77"),)})
 
 
 class Machine:
@@ -591,6 +591,33 @@ async def _pass_after(machine: Machine, seconds: float) -> Pass:
     await asyncio.sleep(seconds)
     machine.bench.settings.set("unload_delay", 60)
     return await machine.autoclean.run()
+
+
+def test_the_device_file_that_asks_for_a_module_stays_when_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        calls: list[tuple[str, Any, bool]] = []
+        node = look.Node("/dev/other", 0o20600, 0, 0, 77)
+
+        def seen(entries: Any) -> tuple[look.Node, ...]:
+            calls.append(("seen", entries, machine.kernel.is_live("other")))
+            return (node,)
+
+        def put_back(found: Any) -> list[str]:
+            calls.append(("put back", found, machine.kernel.is_live("other")))
+            raise OSError(errno.EROFS, "read-only")
+
+        monkeypatch.setattr(look.nodes, "seen", seen)
+        monkeypatch.setattr(look.nodes, "put_back", put_back)
+        await machine.ask("other")
+        machine.kernel.refuses["other"] = errno.EBUSY
+        await asyncio.sleep(125)
+        assert {what for what, *_rest in calls} == {"seen"}
+        del machine.kernel.refuses["other"]
+        assert await machine.after(70) == set(), "and that it cannot be put back stops nothing"
+        assert calls[-2:] == [("seen", (("other", "c10:77"),), True), ("put back", (node,), False)]
+
+    run(story)
 
 
 def test_a_remove_command_keeps_it() -> None:

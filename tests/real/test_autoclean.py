@@ -98,6 +98,22 @@ gone(["can_raw", "can"])
     assert (can["goes"], can["reason"]) == (False, "it is used by can_raw")
 
 
+def test_who_opens_its_device_file_has_it_come_again(call: Call) -> None:
+    """The file is the kernel's own where the module came first, and went with it."""
+    source = """
+asked = ask("fuse")
+made = os.stat("/dev/fuse")
+tune(unload_delay=1)
+gone(["fuse"])
+passes(0)
+again = until(lambda: os.stat("/dev/fuse"), FileNotFoundError)
+held = os.open("/dev/fuse", os.O_RDWR)
+result = [asked, made.st_rdev == again.st_rdev, made.st_mode == again.st_mode, "fuse" in live()]
+os.close(held)
+"""
+    assert call(source) == [0, True, True, True]
+
+
 def test_keep_and_delays_of_single_modules(call: Call) -> None:
     call("result = [ask(name) for name in ('kmodd_many_10', 'kmodd_many_11', 'kmodd_many_12')]")
     call("tune", unload_delays=["kmodd-many-11=0"], keep=["*_12"], unload_delay=1)

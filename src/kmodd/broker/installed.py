@@ -101,7 +101,10 @@ class Installed:
             aliases = known.index.aliases()
             links = frozenset(module for alias, module in aliases if alias.startswith("rtnl_link_"))
             devices = frozenset(module for alias, module in aliases if ":" in alias)
-            self._kinds = known, Kinds(links, devices)
+            nodes: dict[str, tuple[tuple[str, str], ...]] = {}
+            for module, node, device in known.index.devnames():
+                nodes[module] = (*nodes.get(module, ()), (node, device))
+            self._kinds = known, Kinds(links, devices, nodes)
         return self._kinds[1]
 
     @property

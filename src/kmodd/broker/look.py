@@ -6,6 +6,7 @@ It looks in a thread and decides nothing: `autoclean.rule` does.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from kmodd.broker.ours import Ours, Owned
 from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
 from kmodd.errors import KmoddError
+from kmodd.kernel import nodes
 from kmodd.kernel.interface import Kernel, Module
+from kmodd.kernel.nodes import Node
 from kmodd.kernel.uses import Kinds, Uses
+
+log = logging.getLogger(__name__)
 
 LOOK_MAX = 30.0
 """Seconds that a look may take."""
@@ -98,6 +103,7 @@ class Looking:
         self._kinds = Kinds if around.installed is None else around.installed.kinds
         self._sealed = around.sealed
         self.clock = around.clock
+        self._nodes: dict[str, tuple[Node, ...]] = {}
         self._gets: Mapping[str, int] | None = None
         self._lost = False
         self._last: asyncio.Task[Look] | None = None
@@ -219,10 +225,22 @@ class Looking:
             return "what has been seen may be so no more"
         if self._kernel.identity(module) != owned.identity:
             return "another one of its name is there now"
-        uses = self._kernel.uses_of([module], self._aliased, self._kinds())[module]
+        kinds = self._kinds()
+        uses = self._kernel.uses_of([module], self._aliased, kinds)[module]
         if uses:
             return _in_words(uses)
+        if kinds is not None and module in kinds.nodes:
+            self._nodes[module] = nodes.seen(kinds.nodes[module])
         return self._taken_since(module, owned)
+
+    def gone(self, module: str) -> None:
+        """Put back what has gone with a module, and others need to have it come again; in the same thread."""
+        try:
+            nodes.put_back(self._nodes.pop(module, ()))
+        except OSError as err:
+            log.warning(
+                "autoclean: %s took its device file with it, which cannot be put back: %s", module, err
+            )
 
     def _taken_since(self, module: str, owned: Owned) -> str | None:
         if owned.gets is None or self._use_counts is None:

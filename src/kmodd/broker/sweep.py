@@ -155,7 +155,12 @@ class Sweep:
             KernelError: it stays: it has found a user, or the kernel has refused.
         """
         work = asyncio.get_running_loop().create_task(
-            self._remover.remove_idle(module, reason, lambda: self._looking.in_use(module, owned, look))
+            self._remover.remove_idle(
+                module,
+                reason,
+                lambda: self._looking.in_use(module, owned, look),
+                lambda: self._looking.gone(module),
+            )
         )
         done, _pending = await asyncio.wait([work], timeout=PATIENCE)
         if done:
