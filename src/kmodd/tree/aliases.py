@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from kmodd.tree.glob import is_literal, matches, prefix_length
+from kmodd.tree.glob import matches, prefix_length
 
 _FEW = 6
 """Up to so many patterns of one prefix are simply all compared."""
@@ -100,11 +100,11 @@ class AliasTable:
                 number = numbers[module] = len(self._modules)
                 self._modules.append(module)
             self._module_of.append(number)
-            if is_literal(pattern):
+            length = prefix_length(pattern)
+            if length == len(pattern):
                 self._patterns.append("")
                 _add(self._exact, pattern, line)
             else:
-                length = prefix_length(pattern)
                 prefix, end = pattern[:length], pattern[length:]
                 self._patterns.append(ends.setdefault(end, end))
                 _add(wild.setdefault(_head(prefix), {}), prefix, line)
