@@ -20,12 +20,13 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from kmodd import __version__, servicemanager, settings
-from kmodd.broker.autoclean import TOLD, TOLD_MAX, Around, Autoclean
+from kmodd.broker.autoclean import TOLD, TOLD_MAX, Autoclean
 from kmodd.broker.broker import Broker
 from kmodd.broker.enforcement import Enforcement
 from kmodd.broker.inprocess import ChosenLoader, InProcessLoader
 from kmodd.broker.installed import Installed
 from kmodd.broker.loader import Loader
+from kmodd.broker.look import Around
 from kmodd.broker.modprobe import ModprobeLoader
 from kmodd.broker.modules import ModuleLoads
 from kmodd.broker.others import Others

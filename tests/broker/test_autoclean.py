@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from kmodd.broker import autoclean, removal
-from kmodd.broker.autoclean import Around, Autoclean, Pass
+from kmodd.broker import autoclean, look, removal, sweep
+from kmodd.broker.autoclean import Autoclean
+from kmodd.broker.look import Around
 from kmodd.broker.removal import Remover
 from kmodd.broker.simulated import SimulatedLoader
+from kmodd.broker.sweep import Pass
 from kmodd.broker.unloads import Unloads
 from kmodd.errors import InvalidName
 from kmodd.kernel.simulated import Installed, SimulatedKernel
@@ -121,6 +123,11 @@ class Machine:
             Around(counts, configured, lambda: self.sealed, asyncio.get_running_loop().time),
         )
 
+    def runs(self, kernel: Kernel) -> None:
+        """It is another daemon on the same machine."""
+        self.kernel = kernel
+        self.autoclean._kernel = self.autoclean._looking._kernel = self.remover._kernel = kernel
+
     async def start(self, events: list[dict[str, Any]] | None = None) -> Machine:
         await self.autoclean.start(History(events or []))  # type: ignore[arg-type]
         return self
@@ -147,6 +154,7 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
         return work()
 
     monkeypatch.setattr(autoclean, "in_own_thread", at_once)
+    monkeypatch.setattr(look, "in_own_thread", at_once)
     monkeypatch.setattr(removal, "in_own_thread", at_once)
 
 
@@ -351,13 +359,13 @@ def test_a_device_that_is_bound_right_before_the_unload_keeps_it(monkeypatch: py
     async def story() -> None:
         machine = await Machine(counts=Counts(), unload_delay=60).start()
         await machine.ask("other")
-        decide = autoclean.decide
+        decide = sweep.decide
 
         def plugged_in(*arguments: Any) -> Any:
             machine.kernel.driven.add("other")
             return decide(*arguments)
 
-        monkeypatch.setattr(autoclean, "decide", plugged_in)
+        monkeypatch.setattr(sweep, "decide", plugged_in)
         assert await machine.after(600) == {"other"}
         assert not machine.events("autoclean")
 
@@ -369,13 +377,13 @@ def test_a_use_right_before_the_unload_keeps_it(monkeypatch: pytest.MonkeyPatch)
         counts = Counts()
         machine = await Machine(counts=counts, unload_delay=60).start()
         await machine.ask("other")
-        decide = autoclean.decide
+        decide = sweep.decide
 
         def used(*arguments: Any) -> Any:
             counts.get("other")
             return decide(*arguments)
 
-        monkeypatch.setattr(autoclean, "decide", used)
+        monkeypatch.setattr(sweep, "decide", used)
         assert await machine.after(600) == {"other"}
 
     run(story)
@@ -516,13 +524,13 @@ def test_s10_what_is_asked_for_between_the_look_and_the_unload_stays(monkeypatch
     async def story() -> None:
         machine = await Machine(counts=Counts(), unload_delay=60).start()
         await machine.ask("other")
-        decide, answers = autoclean.decide, []
+        decide, answers = sweep.decide, []
 
         def asks(*arguments: Any) -> Any:
             answers.append(asyncio.ensure_future(machine.ask("other")))
             return decide(*arguments)
 
-        monkeypatch.setattr(autoclean, "decide", asks)
+        monkeypatch.setattr(sweep, "decide", asks)
         await asyncio.sleep(200)
         monkeypatch.undo()
         outcomes = [(await answer).outcome for answer in answers]
@@ -540,6 +548,34 @@ def test_what_a_load_in_progress_needs_stays_however_long_that_takes() -> None:
         await asyncio.sleep(11)
         assert "dep" in await machine.live()
         assert (await asked).outcome is Outcome.LOADED
+
+    run(story)
+
+
+def test_a_pass_that_takes_long_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody began to use meanwhile stays; all that is still idle goes in the same pass."""
+
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        names = [f"other{n}" for n in range(6)]
+        machine.kernel.installed.update({name: Installed(name) for name in names})
+        for name in names:
+            await machine.ask(name)
+        looks = []
+
+        async def slowly(name: str, work: Callable[[], Any]) -> Any:
+            done = work()
+            if name == "kmod_unloader":
+                await asyncio.sleep(0.9)
+                looks.append(machine.kernel.unloaded[-1])
+                if len(looks) == 4:
+                    machine.kernel.driven.add(names[5])
+            return done
+
+        monkeypatch.setattr(removal, "in_own_thread", slowly)
+        assert await machine.after(130) == {names[5]}
+        assert machine.autoclean.account.passes == 2
+        assert machine.events("autoclean")[-1]["modules"] == names[:5]
 
     run(story)
 
@@ -619,7 +655,7 @@ def test_a_later_daemon_knows_what_it_may_clean() -> None:
         first.kernel.unload("other")
         first.kernel.load("other")
         later = Machine(counts=Counts(), unload_delay=60)
-        later.kernel = later.autoclean._kernel = later.remover._kernel = first.kernel
+        later.runs(first.kernel)
         await later.start(told)
         assert await later.after(59) == {"top", "dep", "other"}, "a whole delay from the restart on"
         assert await later.after(70) == {"other"}
@@ -631,7 +667,7 @@ def test_what_has_happened_since_the_restart_is_newer_than_what_is_told() -> Non
     async def story() -> None:
         first, told = await _told(["top", "other"], unload_delay=0)
         later = Machine(counts=Counts(), unload_delay=60)
-        later.kernel = later.autoclean._kernel = later.remover._kernel = first.kernel
+        later.runs(first.kernel)
         # Before the journal has been read: somebody asks by hand for one that it tells of.
         later.bench.recorder.add("autoclean", {"action": "release", "modules": ["other"], "reason": ""})
         await later.start(told)

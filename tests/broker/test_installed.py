@@ -194,3 +194,15 @@ def test_sighup_looks_again_whatever_the_watch_says(place: Place) -> None:
         assert held_back(await installed.current()) == {"m"}
 
     run(story)
+
+
+def test_who_makes_links(place: Place) -> None:
+    (place.tree / "modules.dep").write_text("kernel/m.ko:\nkernel/bonding.ko:\n")
+    (place.tree / "modules.alias").write_text("alias fs-m m\nalias rtnl-link-bond bonding\n")
+
+    async def story(installed: Installed) -> None:
+        assert installed.link_makers() is None
+        await installed.current()
+        assert installed.link_makers() == {"bonding"}
+
+    run(story)

@@ -1200,14 +1200,21 @@ def used_between_passes(name: str, rounds: int) -> dict[str, Any]:
 
 
 def storm_while_unloading(names: list[str], processes: int, each: int) -> dict[str, Any]:
-    """Ask for modules from several processes at once while autoclean unloads them."""
+    """Ask for modules from several processes at once while autoclean unloads them.
+
+    Most requests are for a few that change with time, so that others fall idle; some are for any.
+    """
     before = last_event()
 
     def asker(seed: int) -> Callable[[], int]:
         dice = random.Random(seed)
 
         def one() -> int:
-            return sum(ask(dice.choice(names)) != 0 for _ in range(each))
+            failed = 0
+            for n in range(each):
+                near = names[(n // 4 + dice.randrange(6)) % len(names)]
+                failed += ask(dice.choice(names) if dice.random() < 0.2 else near) != 0
+            return failed
 
         return one
 
@@ -1221,12 +1228,14 @@ def storm_while_unloading(names: list[str], processes: int, each: int) -> dict[s
         "unloaded": status["autoclean"]["unloaded"],
         "failures": status["autoclean"]["failed"],
         "hanging": status["autoclean"]["hanging"],
+        "waited": status["autoclean"]["waited"],
     }
 
 
 def exit_that_hangs(name: str, others_names: list[str]) -> dict[str, Any]:
     """Have a module's exit take longer than autoclean waits; meanwhile others come and go."""
     Path(f"/sys/module/{name}/parameters/exit_ms").write_text("14000")
+    tune(unload_delay=1)
     told = until(lambda: _hanging(name), limit=60)
     answers = [ask(other) for other in others_names]
     gone(others_names)

@@ -83,19 +83,18 @@ def test_a_use_between_two_passes_counts(call: Call) -> None:
 
 
 def test_what_is_in_use_stays(call: Call) -> None:
-    """A socket, a mount, a device that is bound; the last with a reference count of 0."""
     source = """
 tune(unload_delay=1)
-held = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)
+held = socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW)
 passes(4)
-result = [verdicts()["sctp"], "sctp" in live()]
+result = [verdicts()["can_raw"], verdicts()["can"], "can_raw" in live()]
 held.close()
-gone(["sctp"])
+gone(["can_raw", "can"])
 """
-    verdict, live = call(source)
+    raw, can, live = call(source)
     assert live
-    assert verdict["goes"] is False
-    assert " user" in verdict["reason"]
+    assert (raw["goes"], raw["reason"]) == (False, "it has 1 user")
+    assert (can["goes"], can["reason"]) == (False, "it is used by can_raw")
 
 
 def test_keep_and_delays_of_single_modules(call: Call) -> None:
@@ -130,14 +129,12 @@ result = {"answers": answers, "live": live(), "known": sorted(verdicts()), "unlo
     found = call(source)
     assert found["answers"] == [0, 0, 0]
     assert {"kmodd_many_21", "kmodd_many_22"} <= set(found["live"])
-    assert found["known"] == []
     assert found["unloads"].keys() == {"kmodd_many_20"}
     call("result = unload(['kmodd_many_21', 'kmodd_many_22'])")
 
 
 def test_an_exit_that_hangs_is_told_and_holds_up_nobody_else(call: Call) -> None:
     call("result = ask('kmodd_sleep')")
-    call("tune", unload_delay=1)
     found = call("exit_that_hangs", name="kmodd_sleep", others_names=["kmodd_many_30", "kmodd_dep_b"])
     assert found["told"] == ["kmodd_sleep"]
     assert found["answers"] == [0, 0]
@@ -149,11 +146,12 @@ def test_an_exit_that_hangs_is_told_and_holds_up_nobody_else(call: Call) -> None
 def test_s10_two_thousand_requests_for_what_is_being_unloaded_all_succeed(call: Call) -> None:
     call("tune", unload_delay=0.05)
     before = call("result = api('GetStatus')['status']['autoclean']['unloaded']")
-    found = call("storm_while_unloading", names=MANY, processes=8, each=250, timeout=400)
+    found = call("storm_while_unloading", names=MANY[:40], processes=8, each=250, timeout=400)
     assert found["failed"] == [0] * 8
     assert found["requests"] == 2000
     assert set(found["outcomes"]) <= {"loaded", "already-live"}
-    assert found["unloaded"] - before > 200, "they were unloaded meanwhile, again and again"
+    assert found["unloaded"] - before > 20, "they were unloaded meanwhile, again and again"
+    assert found["waited"] > 3, "and some were asked for in that very moment"
     assert (found["failures"], found["hanging"]) == (0, [])
     call("gone", names=MANY)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel import links
-from kmodd.kernel.inuse import OF_THE_LOAD, UNSEEN, look
+from kmodd.kernel.inuse import OF_THE_LOAD, UNSEEN, WITHOUT_ALIAS, look
 from kmodd.kernel.links import Link, Links
 from kmodd.kernel.uses import Uses
+from support.shipped import indexes
 
 ALIASES = {
     "rtnl-link-bond": ["bonding"],
@@ -32,12 +33,10 @@ class Machine:
         (self.proc / "1").mkdir(parents=True)
         (self.sys / "devices").mkdir(parents=True)
         self.links = Links()
-        self.looked = 0
         monkeypatch.setattr(links, "everywhere", self._everywhere)
 
     def _everywhere(self, proc: str) -> Links:
         assert proc == str(self.proc)
-        self.looked += 1
         return self.links
 
     def write(self, path: str, text: str) -> None:
@@ -111,11 +110,24 @@ def test_a_namespace_that_cannot_be_looked_into(machine: Machine) -> None:
     assert list(machine.told("dummy", "minix")) == ["dummy", "minix"]
 
 
-def test_namespaces_are_looked_into_for_those_only_that_make_links(machine: Machine) -> None:
-    machine.look("minix", "vfat", makers={"dummy"})
-    assert machine.looked == 0
-    machine.look("minix", "dummy", makers={"dummy"})
-    assert machine.looked == 1
+def test_a_kind_that_has_no_alias(machine: Machine) -> None:
+    machine.links = Links((Link("ovs0", "openvswitch", False),), unseen=1)
+    assert machine.told("openvswitch", "tun", "minix", makers={"bridge"}) == {
+        "openvswitch": f"network interface ovs0 (openvswitch), {UNSEEN}",
+        "tun": UNSEEN,
+    }
+
+
+def test_the_kinds_without_alias_are_those_of_a_real_kernel() -> None:
+    index = indexes()[0]
+    aliased = {module for alias, module in index.aliases() if alias.startswith("rtnl_link_")}
+    making = {
+        module
+        for module in index.modules()
+        if (path := index.path(module)) and b"rtnl_link_register\0" in Path(path).read_bytes()
+    }
+    assert {"bridge", "dummy", "wireguard"} <= making & aliased
+    assert making - aliased == WITHOUT_ALIAS
 
 
 def test_what_works_for_a_device_without_a_driver(machine: Machine) -> None:

@@ -1,31 +1,29 @@
 """Autoclean: every `unload_delay` seconds what came by itself and is unused goes again (S9, S10).
 
-A pass looks at the kernel in a thread, decides (`autoclean.rule`), and unloads one module after the other,
-each in a thread of its own: one whose exit hangs is told, and holds up no other. Nothing wakes up while there
-is nothing that may go.
+When passes are made (`sweep`), and what they have come to; a module whose exit function hangs is told.
+Nothing wakes up while there is nothing that may go.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from kmodd.autoclean.keeplist import shipped
 from kmodd.autoclean.limits import KEYS, Limits
-from kmodd.autoclean.rule import Candidate, Verdict, decide, own_users, seconds
-from kmodd.broker.ours import EVENTS, Ours, Owned
+from kmodd.autoclean.rule import seconds
+from kmodd.broker.look import Around, Looking
+from kmodd.broker.ours import EVENTS, Ours
 from kmodd.broker.removal import Remover
+from kmodd.broker.sweep import PATIENCE, Pass, Sweep, is_failure
 from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
-from kmodd.errors import InvalidName, KernelError
+from kmodd.errors import InvalidName
 from kmodd.kernel.interface import Kernel, Module
-from kmodd.kernel.uses import Uses
 from kmodd.model import Event, Outcome, Source, timestamp
 from kmodd.names import check, normalise
 from kmodd.record.history import History
@@ -43,60 +41,10 @@ MARKS_MAX = 20_000
 """More names than any kernel has modules; who marks is root, whose scripts may loop all the same."""
 HANGS = 10.0
 """Seconds after which a module's exit function is said to hang; it goes on, for nobody can stop it."""
-_PATIENCE = 1.0
-"""Seconds that a pass waits for a module's exit function before it goes on with the next module."""
-_OLD = 5.0
-"""Seconds after which what a pass has seen does not count any more."""
 _SAMPLES = 4
 """Looks in each delay where the kernel does not count who takes a module."""
 _SHORTEST = 0.25
 """Seconds between passes at the least, whatever the settings say."""
-_COMMANDED = "modprobe.d has a remove command for it, or cannot be read"
-_SEALED = "kmodd is sealed, and would not let it in again"
-_DISTURBED = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOENT, errno.EPERM})
-"""What delete_module(2) says of one that has found a user, or has gone, in between, or of all modules where
-kernel.modules_disabled is set: no failure."""
-
-
-class UseCounts(Protocol):
-    """How often each module has been taken, as the kernel counts it; `kernel.usecounts` for Linux."""
-
-    problem: str | None
-
-    @property
-    def on(self) -> bool:
-        """Whether it is counted."""
-
-    def start(self) -> None:
-        """Begin to count; blocks."""
-
-    def stop(self) -> None:
-        """Count no more; blocks."""
-
-    def counts(self) -> Mapping[str, int] | None:
-        """Return how often; None where that is not known, and those before are not to be compared. Blocks."""
-
-
-class Aliases(Protocol):
-    """What is installed, as far as autoclean asks; `installed.Installed` for Linux. From any thread."""
-
-    def aliased(self, name: str) -> Collection[str]:
-        """Return the installed modules of an alias, as far as they are known."""
-
-    def link_makers(self) -> Collection[str] | None:
-        """Return those that make network interfaces of a kind; None: not known. Blocks."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What a pass has seen: all modules, and of ours which ones they are and what uses them."""
-
-    began: float
-    owned: Mapping[str, Owned]
-    modules: Mapping[str, Module]
-    identities: Mapping[str, str | None]
-    uses: Mapping[str, str]
-    gets: Mapping[str, int] | None
 
 
 @dataclass(slots=True)
@@ -108,48 +56,6 @@ class Account:
     size: int = 0
     failed: int = 0
     last: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One pass: the verdicts, what went, and what could not."""
-
-    verdicts: tuple[Verdict, ...]
-    sizes: Mapping[str, int]
-    unloaded: tuple[str, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return {
-            "modules": [
-                {
-                    "module": verdict.module,
-                    "goes": verdict.goes,
-                    "reason": verdict.reason,
-                    "in_seconds": None if verdict.left is None else round(verdict.left, 1),
-                    "size": self.sizes[verdict.module],
-                }
-                for verdict in self.verdicts
-            ],
-            "unloaded": [{"module": module, "size": self.sizes[module]} for module in self.unloaded],
-            "failed": [{"module": module, "error": error} for module, error in self.failed.items()],
-            "size": sum(self.sizes[module] for module in self.unloaded),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Around:
-    """What autoclean looks at beside the kernel and the settings.
-
-    `use_counts`: None where nothing can be counted. `installed`: what aliases there are, None in a simulated
-    kernel. `sealed`: whether what goes may not come in again; then nothing goes. `clock`: seconds.
-    """
-
-    use_counts: UseCounts | None = None
-    installed: Aliases | None = None
-    sealed: Callable[[], bool] = lambda: False
-    clock: Callable[[], float] = time.monotonic
 
 
 class Autoclean:
@@ -167,23 +73,20 @@ class Autoclean:
         self._kernel = kernel
         self._recorder = recorder
         self._settings = settings
-        self._remover = remover
         self._unloads = unloads
         self._use_counts = around.use_counts
         self._aliased = _no_aliases if around.installed is None else around.installed.aliased
-        self._link_makers = frozenset if around.installed is None else around.installed.link_makers
-        self._sealed = around.sealed
         self._clock = around.clock
         self._limits = Limits(settings, shipped())
         self._ours = Ours(self._clock, self._aliased)
         self._ours.subscribe(self._arm)
+        self._looking = Looking(kernel, self._ours, unloads, around)
+        self._sweep = Sweep(self._looking, self._ours, remover, self._late)
         self._timer: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._hanging: set[str] = set()
-        self._gets: Mapping[str, int] | None = None
-        """What was counted at the last pass, None where that is not known."""
         self._on = False
         self.account = Account()
         unloads.subscribe(self._ours.wanted)
@@ -251,9 +154,7 @@ class Autoclean:
             return
         async with self._turn:
             await in_own_thread("kmod_autoclean", counts.start if wanted else counts.stop)
-            self._gets = None
-            for owned in self._ours.all().values():
-                owned.gets = None
+            self._looking.forget_counts()
         if wanted and not counts.on:
             log.warning("uses of modules are sampled, not counted: %s", counts.problem)
         self._disarm()
@@ -299,7 +200,7 @@ class Autoclean:
         pause = self._limits.shortest
         if not pause or not self._any_may_go():
             return
-        if not self._counted:
+        if not self._looking.counted:
             pause /= _SAMPLES
         self._timer = asyncio.get_running_loop().call_later(max(_SHORTEST, pause), self._begin)
 
@@ -329,128 +230,17 @@ class Autoclean:
     async def run(self, *, dry: bool = False) -> Pass:
         """Make a pass now, one at a time, and return what became of each module of ours; `dry`: only look."""
         async with self._turn:
-            look = await in_own_thread("kmod_autoclean", self._look())
-            commanded = {name for name in look.owned if await self._remover.has_command(name)}
-            candidates = self._candidates(look, commanded, dry=dry)
-            if not dry:
-                self._gets = look.gets
-            verdicts = decide(candidates, look.began)
-            sizes = {candidate.module: candidate.size for candidate in candidates}
             if dry:
+                _look, verdicts, sizes = await self._sweep.judge(self._limits, dry=True)
                 return Pass(tuple(verdicts), sizes)
-            made = await self._unload_those(look, verdicts, sizes)
+            made = await self._sweep.run(self._limits)
         self._tell(made)
         return made
 
-    @property
-    def _counted(self) -> bool:
-        return self._use_counts is not None and self._use_counts.on
-
-    def _look(self) -> Callable[[], _Look]:
-        owned, stands_for, counts = self._ours.all(), self._aliased, self._use_counts
-
-        def look() -> _Look:
-            began = self._clock()
-            # What is taken from now on is seen by the next pass; the other way round it would never be.
-            gets = counts.counts() if counts is not None and counts.on else None
-            modules = self._kernel.modules()
-            mine = [name for name in owned if name in modules]
-            identities = {name: self._kernel.identity(name) for name in owned}
-            unheld = [
-                name for name in mine if not own_users(modules[name].refcount or 0, modules[name].holders)
-            ]
-            uses = self._kernel.uses_of(unheld, stands_for, self._link_makers())
-            words = {name: _in_words(use) for name, use in uses.items() if use}
-            return _Look(began, owned, modules, identities, words, gets)
-
-        return look
-
-    def _candidates(self, look: _Look, commanded: Collection[str], *, dry: bool) -> list[Candidate]:
-        """Return what is known of each module of ours, and, unless `dry`, note which of them were used."""
-        self._ours.still(look.identities, look.owned)
-        candidates = []
-        sealed = _SEALED if self._sealed() else None
-        for name, owned in self._ours.all().items():
-            module = look.modules.get(name)
-            if module is None or look.owned.get(name) is not owned:
-                continue  # it came while we looked, and waits for the next pass
-            gets = None if look.gets is None else look.gets.get(name, 0)
-            touched, used = self._touched(owned, module, look, gets)
-            if not dry:
-                owned.touched, owned.used, owned.gets = touched, used, gets
-            candidates.append(
-                Candidate(
-                    name,
-                    module.size,
-                    module.state,
-                    module.permanent,
-                    module.refcount,
-                    module.holders,
-                    self._limits.delay(name),
-                    touched,
-                    used,
-                    look.uses.get(name),
-                    sealed or (_COMMANDED if name in commanded else self._limits.kept(name)),
-                    wanted=self._unloads.is_needed(name),
-                    going=name in self._unloads,
-                )
-            )
-        return candidates
-
-    def _touched(self, owned: Owned, module: Module, look: _Look, gets: int | None) -> tuple[float, bool]:
-        """Return when a module was last touched, as far as is known, and whether it was ever used."""
-        in_use = bool(_own_users(module)) or module.name in look.uses
-        before = owned.gets
-        if before is None and self._gets is not None:
-            before = self._gets.get(module.name, 0)  # it has come since the last pass
-        taken = gets is not None and before is not None and gets != before
-        in_doubt = gets is not None and before is None
-        touched = max(owned.touched, look.began) if in_use or taken or in_doubt else owned.touched
-        return touched, owned.used or in_use or taken
-
-    async def _unload_those(self, look: _Look, verdicts: list[Verdict], sizes: Mapping[str, int]) -> Pass:
-        unloaded: list[str] = []
-        failed: dict[str, str] = {}
-        told: list[Verdict] = []
-        for verdict in verdicts:
-            if not verdict.goes:
-                told.append(verdict)
-                continue
-            module = verdict.module
-            owned = self._ours.get(module)
-            if owned is None:
-                told.append(Verdict(module, False, "it is another one than a moment ago"))
-                continue
-            try:
-                gone = await self._one(module, sizes[module], owned, verdict.reason, look.began)
-            except KernelError as err:
-                if err.errno not in _DISTURBED:
-                    failed[module] = str(err)
-                    # Not each time anew, if it is its own nature.
-                    owned.touched = max(owned.touched, look.began)
-                told.append(Verdict(module, False, str(err)))
-            else:
-                if gone:
-                    unloaded.append(module)
-                told.append(verdict if gone else Verdict(module, False, "it is being unloaded"))
-        return Pass(tuple(told), sizes, tuple(unloaded), failed)
-
-    async def _one(self, module: str, size: int, owned: Owned, reason: str, looked: float) -> bool:
-        """Unload one module; False where that takes long: the pass goes on meanwhile.
-
-        Raises:
-            KernelError: it stays: it has found a user, or the kernel has refused.
-        """
-        work = asyncio.get_running_loop().create_task(
-            self._remover.remove_idle(module, reason, lambda: self._in_use(module, owned, looked))
-        )
-        done, _pending = await asyncio.wait([work], timeout=_PATIENCE)
-        if done:
-            work.result()
-            return True
-        telling = asyncio.get_running_loop().call_later(HANGS - _PATIENCE, self._hangs, module)
+    def _late(self, module: str, size: int, work: asyncio.Task[None]) -> None:
+        """The exit function of a module takes long."""
+        telling = asyncio.get_running_loop().call_later(HANGS - PATIENCE, self._hangs, module)
         work.add_done_callback(lambda done: self._has_ended(module, size, done, telling))
-        return False
 
     def _hangs(self, module: str) -> None:
         self._hanging.add(module)
@@ -472,34 +262,9 @@ class Autoclean:
         if error is None:
             self.account.unloaded += 1
             self.account.size += size
-        elif not isinstance(error, KernelError) or error.errno not in _DISTURBED:
+        elif is_failure(error):
             self.account.failed += 1
             log.warning("autoclean: %s", error)
-
-    def _in_use(self, module: str, owned: Owned, looked: float) -> str | None:
-        """Return what uses a module after all, None for nothing: in the thread that unloads it, right before.
-
-        Requests that come from now on wait until it has gone; those that came since the pass has looked are
-        known by what they have touched.
-        """
-        if owned.touched > looked or self._unloads.is_needed(module):
-            return "a request has just asked for it"
-        if self._clock() - looked > _OLD:
-            return "the pass has taken too long, and what it has seen may be so no more"
-        if self._kernel.identity(module) != owned.identity:
-            return "another one of its name is there now"
-        makers = self._link_makers()
-        if makers is None or module in makers:
-            uses = self._kernel.uses_of([module], self._aliased, makers)[module]
-        else:
-            uses = self._kernel.uses(module, self._aliased)
-        if uses:
-            return _in_words(uses)
-        if owned.gets is not None and self._use_counts is not None:
-            gets = self._use_counts.counts()
-            if gets is not None and gets.get(module, 0) != owned.gets:
-                return "it has just been used"
-        return None
 
     def _tell(self, made: Pass) -> None:
         account = self.account
@@ -507,15 +272,14 @@ class Autoclean:
         account.last = datetime.now(UTC)
         account.unloaded += len(made.unloaded)
         account.failed += len(made.failed)
-        size = sum(made.sizes[module] for module in made.unloaded)
-        account.size += size
+        account.size += made.size
         if made.unloaded or made.failed:
             self._recorder.add(
                 "autoclean",
                 {
                     "action": "pass",
                     "modules": list(made.unloaded),
-                    "size": size,
+                    "size": made.size,
                     "failed": dict(made.failed),
                 },
             )
@@ -525,7 +289,7 @@ class Autoclean:
         account = self.account
         return {
             "delay": self._settings.unload_delay,
-            "uses": "counted" if self._counted else "sampled",
+            "uses": "counted" if self._looking.counted else "sampled",
             "problem": None if self._use_counts is None else self._use_counts.problem,
             "modules": len(self._ours),
             "passes": account.passes,
@@ -534,16 +298,9 @@ class Autoclean:
             "size": account.size,
             "failed": account.failed,
             "hanging": sorted(self._hanging),
+            "waited": self._unloads.waited,
         }
 
 
 def _no_aliases(_name: str) -> Collection[str]:
     return ()
-
-
-def _in_words(uses: Uses) -> str:
-    return f"it is in use: {uses.told()}"
-
-
-def _own_users(module: Module) -> int:
-    return own_users(module.refcount or 0, module.holders)

@@ -96,8 +96,9 @@ class Installed:
         if known is None:
             return None
         if self._makers is None or self._makers[0] is not known:
+            # As the index has them, with `_` for `-`.
             found = frozenset(
-                module for alias, module in known.index.aliases() if alias.startswith("rtnl-link-")
+                module for alias, module in known.index.aliases() if alias.startswith("rtnl_link_")
             )
             self._makers = known, found
         return self._makers[1]

@@ -20,6 +20,8 @@ class Unloads:
 
     def __init__(self) -> None:
         self._going: dict[str, asyncio.Future[None]] = {}
+        self.waited = 0
+        """How many requests have waited for an unload."""
         self._needed: Counter[str] = Counter()
         self._told: list[Callable[[Iterable[str]], None]] = []
 
@@ -74,11 +76,13 @@ class Unloads:
 
     async def settled(self, find: Callable[[], Awaitable[T]], modules: Callable[[T], Iterable[str]]) -> T:
         """Return what `find` finds once none of its `modules` is being unloaded."""
-        found = await find()
+        found, waits = await find(), False
         while self._going:
             ends = [self._going[module] for module in modules(found) if module in self._going]
             if not ends:
                 break
+            self.waited += not waits
+            waits = True
             await asyncio.wait(ends)
             found = await find()
         return found

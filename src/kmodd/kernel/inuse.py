@@ -37,6 +37,9 @@ OF_THE_LOAD = frozenset(
 Whoever gives it an address sets it up as well. Were these to count their modules would stay for ever.
 """
 
+WITHOUT_ALIAS = frozenset({"openvswitch", "tun", "wwan"})
+"""Modules that make links of a kind and have no alias for it (Linux 6.1): their names are the kinds'."""
+
 _DRIVERLESS = ("class/input", "class/dmi")
 """Where devices are announced that no driver is bound to; those of buses are looked at too."""
 _PROCESSORS = "devices/system/cpu/modalias"
@@ -90,8 +93,7 @@ def look(
 def _links(
     modules: Collection[str], stands_for: StandsFor, makers: Collection[str] | None, proc: str
 ) -> Iterator[tuple[str, str]]:
-    wanted = [module for module in modules if makers is None or module in makers]
-    if not wanted:
+    if not modules:
         return
     every = links.everywhere(proc)
     of_kind: dict[str, Collection[str]] = {}
@@ -103,7 +105,11 @@ def _links(
         for module in of_kind[link.kind]:
             yield module, _link_in_words(link)
     if every.unseen:
-        yield from ((module, UNSEEN) for module in wanted)
+        yield from (
+            (module, UNSEEN)
+            for module in modules
+            if makers is None or module in makers or module in WITHOUT_ALIAS
+        )
 
 
 def _link_in_words(link: Link) -> str:

@@ -20,6 +20,8 @@ class LabOptions:
     """Start kmodd in the guest as the kernel's modprobe, before the command."""
     release: str | None = None
     """Which kernel release where QEMU has several to choose from; None: the newest."""
+    qemu: tuple[str, ...] = ()
+    """Further arguments for QEMU, such as devices that the guest is to have."""
     argv: tuple[str, ...] = ()
     """The command; empty: an interactive shell."""
     env: Mapping[str, str] = field(default_factory=dict)

@@ -49,4 +49,5 @@ def command(options: LabOptions, channel: int, scratch: Path) -> Command:
     argv += ["-device", "virtio-serial-pci", "-device", "virtserialport,nr=1,chardev=agent"]
     argv += ["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]
     argv += ["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]
+    argv += options.qemu
     return Command(argv, tuple(fds), _BOOT_LIMIT)
