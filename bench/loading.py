@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import cast
 
 from kmodd.broker.broker import Broker
 from kmodd.broker.inprocess import InProcessLoader
@@ -31,15 +30,20 @@ from kmodd.tree import snapshot
 from kmodd.tree.snapshot import Snapshot
 
 
-class _Tree:
-    """What is installed, as `Installed` has it, in another directory."""
+class _Tree(Installed):
+    """What is installed in another directory, and does not change."""
 
     def __init__(self, directory: str) -> None:
-        self._snapshot = snapshot.take(directory, only_trusted=False)
+        super().__init__(lambda: "", lambda: None)
+        self._taken = snapshot.take(directory, only_trusted=False)
 
     async def current(self) -> Snapshot:
         """Return it."""
-        return self._snapshot
+        return self._taken
+
+    def at_once(self) -> Snapshot:
+        """Return it."""
+        return self._taken
 
 
 async def _blocked(_sessions: Collection[int], _threads: Collection[int]) -> list[BlockedTask]:
@@ -53,7 +57,7 @@ async def _once(tree: _Tree) -> tuple[int, int]:
     kernel = LinuxKernel()
     # Our own root for PID 1's, which a container may hide: the same system calls.
     loads = ModuleLoads(kernel, lambda: init.enter(os.getpid()), recorder.next_id)
-    loader = InProcessLoader(settings, kernel, cast(Installed, tree), loads)
+    loader = InProcessLoader(settings, kernel, tree, loads)
     broker = Broker(loader, settings, recorder, _blocked)
     names = list((await tree.current()).index.modules())
     statuses: list[int] = []

@@ -20,7 +20,8 @@ _PAUSE = 0.5
 def run(bed: Bed) -> Measured:
     """Let it come to rest, then count how often its threads go to sleep: no more often than they wake."""
     seconds = 10 if bed.quick else 60
-    with SimulatedDaemon("[fat]\n[slow]\nlatency = 0.05\n") as daemon:
+    # Permanent: what may go again is looked at as often as `unload_delay` says, which is work to do.
+    with SimulatedDaemon("[fat]\npermanent = true\n[slow]\npermanent = true\nlatency = 0.05\n") as daemon:
         for name in ("fat", "slow", "kmodd-nothing"):
             daemon.ask(name).answer()
         # A client that stays connected must cost nothing, either.

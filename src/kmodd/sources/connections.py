@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,9 +30,6 @@ SOCKET = "io.kmodd"
 MESSAGE_MAX = 64 * 1024
 """Bytes a call may have: the longest name with every byte escaped, and much to spare."""
 
-_WATCH_AFTER = 0.002
-"""Seconds that a call may take before its peer is watched for going away."""
-
 PER_USER = 64
 ALL_USERS = 256
 """Connections of one user and of all users together, root not counted: they must not use up our files."""
@@ -46,14 +41,15 @@ class ApiProtocol(VarlinkInterfaceServerProtocol):
     Calls are served one after the other, the next only when the peer has read the reply to the last: a peer
     that calls and calls costs no more memory than one reply, and stops only itself.
 
-    While a call is served nothing is read, so a peer's end would go unnoticed until the answer; a second
-    descriptor watches for it. Anything else that arrives meanwhile (a pipelined call) ends the watch.
+    While a call is served nothing is read, so a peer's end would go unnoticed until the answer: the transport
+    tells once of something to read. Where that is anything else (a pipelined call) its end is not noticed.
     """
 
     def __init__(self, registry: VarlinkInterfaceRegistry, who: Peer, sock: socket.socket) -> None:
         super().__init__(registry)
         self._who = who
         self._watched = sock
+        self._served: asyncio.Future[None] | None = None
         self._pending = 0
         self._unread = 0
         self._read = _nothing
@@ -127,19 +123,29 @@ class ApiProtocol(VarlinkInterfaceServerProtocol):
             return None
         # A cancelled call must look to the base class like one that has ended without an answer.
         outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watch = _PeerWatch(self._watched, partial(self._peer_gone, served))
-        served.add_done_callback(partial(self._served, outcome, watch))
+        self._served = served
+        served.add_done_callback(partial(self._ended, outcome))
         return outcome
 
-    def _peer_gone(self, served: asyncio.Future[None]) -> None:
-        # First what waits to be sent fails, so that the call is not cancelled in the middle of a reply.
-        if self._transport is not None:
-            self._transport.abort()
-        served.cancel()
+    def something_to_read(self) -> None:
+        """Stop serving a call whose peer has gone; what else there is to read has to wait for its end."""
+        if self._served is None:
+            return
+        try:
+            more = self._watched.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        # One that has only finished sending still waits for its answer (POLLRDHUP without POLLHUP).
+        if not more and (self._watched.fileno() < 0 or _hung_up(self._watched)):
+            # First what waits to be sent fails, so that the call is not cancelled in the middle of a reply.
+            if self._transport is not None:
+                self._transport.abort()
+            self._served.cancel()
 
-    @staticmethod
-    def _served(outcome: asyncio.Future[None], watch: _PeerWatch, served: asyncio.Future[None]) -> None:
-        watch.close()
+    def _ended(self, outcome: asyncio.Future[None], served: asyncio.Future[None]) -> None:
+        self._served = None
         if served.cancelled():
             outcome.set_result(None)
         elif (error := served.exception()) is not None:
@@ -150,49 +156,6 @@ class ApiProtocol(VarlinkInterfaceServerProtocol):
 
 def _nothing() -> None:
     pass
-
-
-class _PeerWatch:
-    """Calls `gone` once when the peer of a socket has closed it; most calls have ended before it begins."""
-
-    def __init__(self, sock: socket.socket, gone: Callable[[], object]) -> None:
-        self._gone = gone
-        self._loop = asyncio.get_running_loop()
-        self._sock: socket.socket | None = None
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(_WATCH_AFTER, self._begin, sock)
-
-    def _begin(self, sock: socket.socket) -> None:
-        self._timer = None
-        if sock.fileno() < 0:
-            self._gone()
-            return
-        # The selector knows each descriptor once, and the transport comes and goes with this one's twin.
-        # A plain socket: only the transport's shuts the connection down when it is closed.
-        self._sock = socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))
-        self._loop.add_reader(self._sock.fileno(), self._readable)
-
-    def _readable(self) -> None:
-        assert self._sock is not None
-        try:
-            more = self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            more = b""
-        # One that has only finished sending still waits for its answer (POLLRDHUP without POLLHUP).
-        gone = not more and _hung_up(self._sock)
-        self.close()
-        if gone:
-            self._gone()
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._sock is not None:
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
-            self._sock = None
 
 
 def _hung_up(sock: socket.socket) -> bool:

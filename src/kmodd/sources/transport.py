@@ -8,8 +8,20 @@ neither unless it has to be.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol, runtime_checkable
 
 from asyncvarlink import VarlinkTransport
+
+_OVERLOOKED_MAX = 8
+"""Turns of the loop: between a reply and the end of its call there are half as many."""
+
+
+@runtime_checkable
+class HearsOfMore(Protocol):
+    """A protocol that wants to know of what comes while it takes no message: it may be the peer's end."""
+
+    def something_to_read(self) -> None:
+        """Called once in a pause."""
 
 
 class ApiTransport(VarlinkTransport):
@@ -17,6 +29,8 @@ class ApiTransport(VarlinkTransport):
 
     _registered = False
     """Whether the selector looks for something to read."""
+    _overlooked = 0
+    """How often in this pause it has told of something."""
 
     def pause_reading(self) -> None:
         """Take no message until `resume_reading`; the selector is told when one comes."""
@@ -30,15 +44,21 @@ class ApiTransport(VarlinkTransport):
         if self._closing or self._recvfd is None or not self._paused:
             return
         self._paused = False
+        self._overlooked = 0
         if not self._registered:
             self._registered = True
             self._loop.add_reader(self._recvfd.fileno(), self._readable)
 
     def _readable(self) -> None:
-        if self._paused:
-            self._forget()
-        else:
+        if not self._paused:
             self._handle_read()
+        elif self._overlooked < _OVERLOOKED_MAX:
+            # The next call of a peer that has its reply: the pause ends within these turns of the loop.
+            self._overlooked += 1
+        else:
+            self._forget()
+            if isinstance(self._protocol, HearsOfMore):
+                self._protocol.something_to_read()
 
     def _forget(self) -> None:
         if self._registered and self._recvfd is not None:

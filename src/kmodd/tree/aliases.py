@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from kmodd.tree.glob import is_literal, matches, prefix_length
+from kmodd.tree.glob import matches, prefix_length
 
 _FEW = 6
 """Up to so many patterns of one prefix are simply all compared."""
@@ -23,10 +23,10 @@ class _Bucket:
 
     __slots__ = ("_by_first", "_needles", "_others")
 
-    def __init__(self, lines: list[int], patterns: list[str], prefix: int) -> None:
+    def __init__(self, lines: list[int], patterns: list[str]) -> None:
         self._others: list[int] = []
         self._needles: dict[str, list[int]] = {}
-        literals = [(line, _literals(patterns[line], prefix)) for line in lines]
+        literals = [(line, _literals(patterns[line])) for line in lines]
         often = Counter(literal for _line, found in literals for literal in found)
         for line, found in literals:
             if found:
@@ -39,6 +39,10 @@ class _Bucket:
         for needle in self._needles:
             lengths.setdefault(needle[0], set()).add(len(needle))
         self._by_first = {first: tuple(sorted(found)) for first, found in lengths.items()}
+
+    def lines(self) -> list[int]:
+        """Return all of its lines."""
+        return [*self._others, *(line for lines in self._needles.values() for line in lines)]
 
     def candidates(self, name: str, start: int) -> list[int]:
         """Return the lines whose pattern may match, among them all that do."""
@@ -62,11 +66,11 @@ class _Bucket:
         return found
 
 
-def _literals(pattern: str, prefix: int) -> list[str]:
-    """Return what is literal behind the first wildcard of a pattern of stars; of others nothing."""
+def _literals(pattern: str) -> list[str]:
+    """Return what is literal in a pattern of stars; of others nothing."""
     if "?" in pattern or "[" in pattern or "\\" in pattern:
         return []
-    return [literal for literal in pattern[prefix:].split("*") if literal]
+    return [literal for literal in pattern.split("*") if literal]
 
 
 _Found = int | tuple[int, ...] | _Bucket
@@ -82,35 +86,37 @@ class AliasTable:
         """Take `(pattern, module)` in ascending priority; the patterns are normalised already."""
         self._modules: list[str] = []
         self._module_of = array("I")
+        # Of each what stands behind its prefix: thousands end alike, as `*sd*bc*sc*i*`, and share that.
         self._patterns: list[str] = []
         self._exact: dict[str, int | list[int]] = {}
         # By what stands before the first colon: the lengths of the literal prefixes, and what each has.
         self._wild: dict[str, tuple[tuple[int, ...], dict[str, _Found]]] = {}
         numbers: dict[str, int] = {}
-        wild: dict[str, list[int]] = {}
+        ends: dict[str, str] = {}
+        wild: dict[str, dict[str, int | list[int]]] = {}
         for line, (pattern, module) in enumerate(lines):
             number = numbers.get(module)
             if number is None:
                 number = numbers[module] = len(self._modules)
                 self._modules.append(module)
             self._module_of.append(number)
-            if is_literal(pattern):
+            length = prefix_length(pattern)
+            if length == len(pattern):
                 self._patterns.append("")
-                before = self._exact.setdefault(pattern, line)
-                if isinstance(before, list):
-                    before.append(line)
-                elif before != line:
-                    self._exact[pattern] = [before, line]
+                _add(self._exact, pattern, line)
             else:
-                self._patterns.append(pattern)
-                wild.setdefault(pattern[: prefix_length(pattern)], []).append(line)
-        grouped: dict[str, dict[str, _Found]] = {}
-        for prefix, found in wild.items():
-            few = len(found) <= _FEW
-            value: _Found = tuple(found) if few else _Bucket(found, self._patterns, len(prefix))
-            grouped.setdefault(_head(prefix), {})[prefix] = found[0] if len(found) == 1 else value
-        for head, prefixes in grouped.items():
-            self._wild[head] = tuple(sorted({len(prefix) for prefix in prefixes})), prefixes
+                prefix, end = pattern[:length], pattern[length:]
+                self._patterns.append(ends.setdefault(end, end))
+                _add(wild.setdefault(_head(prefix), {}), prefix, line)
+        for head, prefixes in wild.items():
+            made = {prefix: self._made(found) for prefix, found in prefixes.items()}
+            prefixes.clear()
+            self._wild[head] = tuple(sorted({len(prefix) for prefix in made})), made
+
+    def _made(self, found: int | list[int]) -> _Found:
+        if isinstance(found, int):
+            return found
+        return tuple(found) if len(found) <= _FEW else _Bucket(found, self._patterns)
 
     def __len__(self) -> int:
         """Return the number of lines."""
@@ -137,18 +143,32 @@ class AliasTable:
                 if found is None:
                     continue
                 candidates = found.candidates(name, length) if isinstance(found, _Bucket) else _lines(found)
-                lines += [line for line in candidates if matches(patterns[line], name)]
+                rest = name[length:]
+                lines += [line for line in candidates if matches(patterns[line], rest)]
         if len(lines) > 1:
             lines.sort()
         return [self._modules[self._module_of[line]] for line in lines]
 
     def patterns(self) -> list[tuple[str, str]]:
         """Return every pattern with its module, those without wildcards too, in ascending priority."""
-        literal = {line: pattern for pattern, lines in self._exact.items() for line in _lines(lines)}
+        begins = {line: pattern for pattern, lines in self._exact.items() for line in _lines(lines)}
+        for _lengths, prefixes in self._wild.values():
+            for prefix, found in prefixes.items():
+                lines = found.lines() if isinstance(found, _Bucket) else _lines(found)
+                begins.update(dict.fromkeys(lines, prefix))
         return [
-            (pattern or literal[line], self._modules[self._module_of[line]])
-            for line, pattern in enumerate(self._patterns)
+            (begins[line] + end, self._modules[self._module_of[line]])
+            for line, end in enumerate(self._patterns)
         ]
+
+
+def _add(table: dict[str, int | list[int]], key: str, line: int) -> None:
+    """Note one more line of a key; most have one, for which a list would be much."""
+    before = table.setdefault(key, line)
+    if isinstance(before, list):
+        before.append(line)
+    elif before != line:
+        table[key] = [before, line]
 
 
 def _lines(found: int | Sequence[int]) -> Sequence[int]:

@@ -75,10 +75,14 @@ def is_literal(pattern: str) -> bool:
 
 def prefix_length(pattern: str) -> int:
     """Return how many characters a pattern begins with that stand for themselves."""
-    for at, char in enumerate(pattern):
-        if char in _SPECIAL:
-            return at
-    return len(pattern)
+    end = pattern.find("*")
+    if end < 0:
+        end = len(pattern)
+    for char in "?[\\":
+        at = pattern.find(char, 0, end)
+        if at >= 0:
+            end = at
+    return end
 
 
 def matches(pattern: str, name: str) -> bool:

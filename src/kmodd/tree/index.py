@@ -7,11 +7,12 @@ no modules.dep at all the modules' own `.modinfo` is read instead (`scan`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from kmodd.errors import KmoddError
 from kmodd.image import whole
@@ -21,6 +22,10 @@ from kmodd.tree.glob import LONGEST, BadBrackets, normalise
 
 _FILE_MAX = 64 << 20
 """Bytes. The largest, of a kernel with everything in modules, has some 3 million."""
+_PIECE = 1 << 16
+"""Bytes of a text file that are made into lines at once."""
+T = TypeVar("T")
+
 FILES = (
     "modules.dep",
     "modules.dep.bin",
@@ -181,9 +186,7 @@ class Index:
         return found
 
     def _aliases(self) -> AliasTable:
-        found: AliasTable = self._tables.get("aliases") or self._table(
-            "aliases", lambda: AliasTable(self._read_aliases())
-        )
+        found: AliasTable = self._tables.get("aliases") or self._table("aliases", self._read_aliases)
         return found
 
     def _symbols(self) -> dict[str, str | list[str]]:
@@ -216,8 +219,10 @@ class Index:
         except OSError as err:
             raise Corrupt(f"cannot read {path}: {err.strerror}") from err
 
-    def _lines(self, name: str) -> list[str] | None:
+    def _lines(self, name: str) -> Iterator[str] | None:
         """Return the lines of a text file; None where it is not there.
+
+        They are made as they are taken: all of them at once are memory that does not come back.
 
         Raises:
             Corrupt: it is cut in the middle of a line, or is no text.
@@ -229,7 +234,13 @@ class Index:
             raise Corrupt(f"{self.directory}/{name} ends in the middle of a line: it is written in part")
         if b"\0" in data:
             raise Corrupt(f"{self.directory}/{name} is no text: it is damaged")
-        return data.decode("utf-8", errors="surrogateescape").split("\n")[:-1]
+        return _split(data)
+
+    def _some_lines(self, name: str) -> Iterator[str] | None:
+        """Return the lines of a text file; None where there are none: that is what a lost write leaves."""
+        lines = self._lines(name)
+        first = None if lines is None else next(lines, None)
+        return None if lines is None or first is None else itertools.chain((first,), lines)
 
     def _no_line(self, name: str, number: int, line: str) -> Corrupt:
         return Corrupt(f"{self.directory}/{name}:{number}: {line[:80]!r} is no line of depmod's")
@@ -267,9 +278,9 @@ class Index:
         return self._scan()
 
     def _text_modules(self) -> dict[str, str] | None:
-        lines = self._lines("modules.dep")
-        if not lines:
-            return None  # an empty one is what a lost write leaves: the modules know better
+        lines = self._some_lines("modules.dep")
+        if lines is None:
+            return None  # the modules know better
         modules = {}
         for number, line in enumerate(lines, 1):
             path, colon, _dependencies = line.partition(":")
@@ -284,21 +295,21 @@ class Index:
             self.source = "bin"
         return None if entries is None else {key: value for key, value, _priority in entries}
 
-    def _read_aliases(self) -> list[tuple[str, str]]:
+    def _read_aliases(self) -> AliasTable:
         self._modules()
         if self.scanned:
-            scanned: list[tuple[str, str]] = self._tables["scanned.alias"]
-            return scanned
-        found: list[tuple[str, str]] | None = self._either(
-            lambda: self._text_aliases("modules.alias"), lambda: self._binary_aliases("modules.alias.bin")
+            return AliasTable(self._tables["scanned.alias"])
+        found: AliasTable | None = self._either(
+            lambda: _made(AliasTable, self._text_aliases("modules.alias")),
+            lambda: _made(AliasTable, self._binary_aliases("modules.alias.bin")),
         )
-        return found or []
+        return AliasTable(()) if found is None else found
 
-    def _text_aliases(self, name: str) -> list[tuple[str, str]] | None:
-        lines = self._lines(name)
-        if not lines:
-            return None  # depmod writes a comment at least: an empty one is what a lost write leaves
-        found = []
+    def _text_aliases(self, name: str) -> Iterator[tuple[str, str]] | None:
+        lines = self._some_lines(name)  # depmod writes a comment at least
+        return None if lines is None else self._alias_lines(name, lines)
+
+    def _alias_lines(self, name: str, lines: Iterator[str]) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(lines, 1):
             if not line or line[0] == "#":
                 continue
@@ -309,8 +320,7 @@ class Index:
                     continue
                 raise self._no_line(name, number, line)
             with contextlib.suppress(BadBrackets):
-                found.append((normalise(words[1]), words[2]))
-        return found
+                yield normalise(words[1]), words[2]
 
     def _binary_aliases(self, name: str) -> list[tuple[str, str]] | None:
         entries = self._entries(name)
@@ -320,18 +330,11 @@ class Index:
         return [(key, value) for key, value, _priority in entries if len(key) <= LONGEST]
 
     def _read_symbols(self) -> dict[str, str | list[str]]:
-        found: list[tuple[str, str]] | None = self._either(
-            lambda: self._text_aliases("modules.symbols"),
-            lambda: self._binary_aliases("modules.symbols.bin"),
+        found: dict[str, str | list[str]] | None = self._either(
+            lambda: _made(_symbol_table, self._text_aliases("modules.symbols")),
+            lambda: _made(_symbol_table, self._binary_aliases("modules.symbols.bin")),
         )
-        symbols: dict[str, str | list[str]] = {}
-        for symbol, module in found or ():
-            before = symbols.setdefault(symbol, module)
-            if isinstance(before, list):
-                before.append(module)
-            elif before != module:
-                symbols[symbol] = [before, module]
-        return symbols
+        return found or {}
 
     def _read_builtin(self) -> frozenset[str]:
         found: frozenset[str] | None = self._either(self._text_builtin, self._binary_builtin)
@@ -383,3 +386,31 @@ class Index:
         self._tables["softdeps"] = found.softdeps
         self.problems += found.problems
         return found.modules
+
+
+def _split(data: bytes) -> Iterator[str]:
+    """Yield the lines of a text that ends with one."""
+    at = 0
+    while at < len(data):
+        end = data.find(b"\n", min(at + _PIECE, len(data) - 1)) + 1
+        yield from data[at:end].decode("utf-8", errors="surrogateescape").split("\n")[:-1]
+        at = end
+
+
+def _made(
+    make: Callable[[Iterable[tuple[str, str]]], T], lines: Iterable[tuple[str, str]] | None
+) -> T | None:
+    """Return what is made of lines; None where there is no file."""
+    return None if lines is None else make(lines)
+
+
+def _symbol_table(lines: Iterable[tuple[str, str]]) -> dict[str, str | list[str]]:
+    symbols: dict[str, str | list[str]] = {}
+    for symbol, name in lines:
+        module = sys.intern(name)  # one of a few, not one for each symbol
+        before = symbols.setdefault(symbol, module)
+        if isinstance(before, list):
+            before.append(module)
+        elif before != module:
+            symbols[symbol] = [before, module]
+    return symbols
