@@ -169,6 +169,7 @@ class Daemon:
                 use_counts=UseCounts() if real else None,
                 installed=self._installed,
                 sealed=lambda: self._enforcement.policy.sealed,
+                enter_root=init.enter,
                 directory=self._run_dir if self._kernel.name == "linux" else None,
             ),
         )

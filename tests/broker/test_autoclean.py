@@ -111,6 +111,7 @@ class Machine:
         self.unloads = Unloads()
         self.counts = counts
         self.sealed = False
+        self.no_root: OSError | None = None
         self.bench = Bench((), SimulatedLoader(self.kernel, self.unloads), **settings)
         self.bench.kernel = self.kernel
         self.bench.broker._identity = self.kernel.identity
@@ -122,9 +123,20 @@ class Machine:
             self.bench.settings,
             self.remover,
             self.unloads,
-            Around(counts, configured, lambda: self.sealed, directory, asyncio.get_running_loop().time),
+            Around(
+                counts,
+                configured,
+                lambda: self.sealed,
+                directory,
+                self.enter_root,
+                asyncio.get_running_loop().time,
+            ),
         )
         self.bench.broker.on_by_hand = self.autoclean.claim
+
+    def enter_root(self) -> None:
+        if self.no_root is not None:
+            raise self.no_root
 
     async def start(self) -> Machine:
         await self.autoclean.start()
@@ -610,8 +622,13 @@ def test_the_device_file_that_asks_for_a_module_stays_when_that_goes(monkeypatch
         monkeypatch.setattr(look.nodes, "seen", seen)
         monkeypatch.setattr(look.nodes, "put_back", put_back)
         await machine.ask("other")
-        machine.kernel.refuses["other"] = errno.EBUSY
+        machine.no_root = OSError(errno.EACCES, "Permission denied")
         await asyncio.sleep(125)
+        assert await machine.live() == {"other"}
+        assert not machine.events("autoclean")
+        machine.no_root = None
+        machine.kernel.refuses["other"] = errno.EBUSY
+        await asyncio.sleep(60)
         assert {what for what, *_rest in calls} == {"seen"}
         del machine.kernel.refuses["other"]
         assert await machine.after(70) == set(), "and that it cannot be put back stops nothing"

@@ -83,6 +83,7 @@ class Autoclean:
         self._turn = asyncio.Lock()
         self._hanging: set[str] = set()
         self._on = False
+        self._failed: dict[str, str] = {}
         self.account = Account()
         unloads.subscribe(self._ours.wanted)
         recorder.subscribe(self._ours.note)
@@ -294,7 +295,8 @@ class Autoclean:
         account.unloaded += len(made.unloaded)
         account.failed += len(made.failed)
         account.size += made.size
-        if made.unloaded or made.failed:
+        failed, self._failed = self._failed, dict(made.failed)
+        if made.unloaded or self._failed != failed:  # what goes on failing is told once
             self._recorder.add(
                 "autoclean",
                 {

@@ -68,13 +68,15 @@ class Around:
 
     `use_counts`: None where nothing can be counted. `installed`: what aliases there are, None in a simulated
     kernel. `sealed`: whether what goes may not come in again; then nothing goes. `directory`: where a later
-    daemon finds what is ours, None for nowhere. `clock`: seconds.
+    daemon finds what is ours, None for nowhere. `enter_root` moves a thread to PID 1's root, where device
+    files are. `clock`: seconds.
     """
 
     use_counts: UseCounts | None = None
     installed: Aliases | None = None
     sealed: Callable[[], bool] = lambda: False
     directory: str | None = None
+    enter_root: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
 
@@ -102,6 +104,7 @@ class Looking:
         self._aliased = _no_aliases if around.installed is None else around.installed.aliased
         self._kinds = Kinds if around.installed is None else around.installed.kinds
         self._sealed = around.sealed
+        self._enter_root = around.enter_root
         self.clock = around.clock
         self._nodes: dict[str, tuple[Node, ...]] = {}
         self._gets: Mapping[str, int] | None = None
@@ -230,6 +233,10 @@ class Looking:
         if uses:
             return _in_words(uses)
         if kinds is not None and module in kinds.nodes:
+            try:
+                self._enter_root()
+            except OSError as err:
+                return f"its device file cannot be looked after: {err.strerror}"
             self._nodes[module] = nodes.seen(kinds.nodes[module])
         return self._taken_since(module, owned)
 

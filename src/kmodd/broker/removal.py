@@ -145,7 +145,6 @@ class Remover:
         with self._unloads.going(module):
 
             def work() -> None:
-                self._enter_root()
                 if (why := used()) is not None:
                     raise KernelError(f"cannot unload {module}: {why}", errno.EBUSY)
                 self._unload_here(module)
