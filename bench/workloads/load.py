@@ -26,9 +26,9 @@ def run(bed: Bed) -> Measured:
             "installed": "installed",
             "off": "off",
             "modprobe": "stock",
-            "finit_module": bed.inside("memory", "take", program=program),
+            "finit_module": bed.inside("inram", "take", program=program),
         }
-        bed.inside("memory", "copy_up", files=files)
+        bed.inside("inram", "copy_up", files=files)
         took: dict[str, list[list[int]]] = defaultdict(list)
         for turn in range(rounds):
             bed.say(f"load: {case}, round {turn + 1} of {rounds}")

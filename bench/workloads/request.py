@@ -27,8 +27,8 @@ def run(bed: Bed) -> Measured:
 def _on(bed: Bed, kernel: Kernel) -> list[Ratio]:
     rounds, count = (2, 6) if bed.quick else (10, 24)
     bed.guest(kernel)
-    program = bed.inside("memory", "take", kernel=kernel, program=programs.exits(bed.built))
-    bed.inside("memory", "write", kernel=kernel, path="/etc/modprobe.d/kmodd-bench.conf", text=_ALIAS)
+    program = bed.inside("inram", "take", kernel=kernel, program=programs.exits(bed.built))
+    bed.inside("inram", "write", kernel=kernel, path="/etc/modprobe.d/kmodd-bench.conf", text=_ALIAS)
     variants = {"installed": "installed", "off": "off", "modprobe": "stock", "exit": program}
     took: dict[tuple[str, str], list[list[int]]] = defaultdict(list)
     for turn in range(rounds):

@@ -407,6 +407,9 @@ def test_nothing_wakes_up_while_nothing_may_go() -> None:
         passes = machine.autoclean.account.passes
         await asyncio.sleep(10_000)
         assert machine.autoclean.account.passes == passes == 0
+        await machine.ask("stuck")
+        await asyncio.sleep(10_000)
+        assert machine.autoclean.account.passes == 1, "that it is permanent is known since"
 
     run(story)
 

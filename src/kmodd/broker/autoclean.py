@@ -211,7 +211,9 @@ class Autoclean:
         self._timer = asyncio.get_running_loop().call_later(max(_SHORTEST, pause), self._begin)
 
     def _any_may_go(self) -> bool:
-        return any(self._limits.may_go(module) for module in self._ours.all())
+        return any(
+            not owned.never and self._limits.may_go(module) for module, owned in self._ours.all().items()
+        )
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -176,6 +176,7 @@ class Looking:
             module = look.modules.get(name)
             if module is None or look.owned.get(name) is not owned:
                 continue  # it came while we looked, and waits for the next look
+            owned.never = module.permanent or module.refcount is None
             gets = None if look.gets is None else look.gets.get(name, 0)
             touched, used = self._touched(owned, module, look, gets)
             if not dry:
