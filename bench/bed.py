@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from bench.host import Host
 from kmodd.lab import Guest, LabOptions
@@ -16,6 +16,8 @@ from kmodd.lab import Guest, LabOptions
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = ROOT / "bench/policy.toml"
 _PROCESSORS = 2
+Kernel = Literal["qemu", "uml"]
+_WORDS = {"qemu": f"QEMU with {_PROCESSORS} processors", "uml": "User-mode Linux"}
 
 
 class Bed:
@@ -25,8 +27,10 @@ class Bed:
         self.quick = quick
         self._begin = time.monotonic()
         self._stack = contextlib.ExitStack()
-        self._qemu: Guest | None = None
         self._host: Host | None = None
+        self._guests: dict[str, Guest] = {}
+        self.built = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kmodd-bench-")))
+        """Where programs are built; guests see it."""
         self.notes: tuple[str, ...] = ()
         """Sentences on what this kmodd lacks."""
 
@@ -51,32 +55,38 @@ class Bed:
     def host(self) -> Host:
         """The machine itself, for what needs no guest."""
         if self._host is None:
-            directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kmodd-bench-"))
-            self._host = Host(Path(directory))
+            self._host = Host(self.built)
         return self._host
 
-    def qemu(self) -> Guest:
-        """Return a guest with a distribution's kernel on two processors and kmodd in charge."""
-        if self._qemu is None:
-            self.say(f"booting QEMU with {_PROCESSORS} processors")
-            self._qemu = self._stack.enter_context(
-                Guest(LabOptions(kernel="qemu", smp=_PROCESSORS, timeout=3600))
-            )
-            missing = self.inside("control", "prepare", policy=str(POLICY))
+    def guest(self, kernel: Kernel = "qemu") -> Guest:
+        """Return a guest with kmodd in charge: a distribution's kernel, or User-mode Linux."""
+        if kernel not in self._guests:
+            self.say(f"booting {_WORDS[kernel]}")
+            guest = Guest(LabOptions(kernel=kernel, smp=_PROCESSORS, timeout=3600))
+            self._guests[kernel] = self._stack.enter_context(guest)
+            missing = self.inside("control", "prepare", kernel=kernel, policy=str(POLICY))
             self.notes = tuple(
                 f"this kmodd has no setting {key}: on and off do not differ in it" for key in missing
             )
-        return self._qemu
+        return self._guests[kernel]
 
-    def inside(self, module: str, function: str, *, timeout: float = 600, **arguments: object) -> Any:
-        """Call a function of `bench.inguest` in the guest; values travel as JSON."""
+    def inside(
+        self,
+        module: str,
+        function: str,
+        *,
+        kernel: Kernel = "qemu",
+        timeout: float = 600,
+        **arguments: object,
+    ) -> Any:
+        """Call a function of `bench.inguest` in a guest; values travel as JSON."""
         source = (
             f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
             f"from bench.inguest import {module}\nresult = {module}.{function}(**arguments)"
         )
-        return self.qemu().python(source, timeout=timeout, arguments=arguments)
+        return self.guest(kernel).python(source, timeout=timeout, arguments=arguments)
 
     @property
     def release(self) -> str | None:
-        """The release of the guest's kernel, None where none was needed."""
-        return None if self._qemu is None else self._qemu.run("uname", "-r").stdout.strip()
+        """The release of the kernel in QEMU, None where that was not needed."""
+        return self._guests["qemu"].run("uname", "-r").stdout.strip() if "qemu" in self._guests else None

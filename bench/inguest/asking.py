@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -20,6 +21,26 @@ def requests(names: list[str]) -> list[int]:
         return [_timed(fd, name.encode()) for name in names]
     finally:
         os.close(fd)
+
+
+def needs_module() -> bool:
+    """Whether `requests` needs the module kmodd_ask, which is only built for kernels with tracing."""
+    return os.path.isdir("/sys/kernel/tracing")
+
+
+def mounts(names: list[str]) -> list[int]:
+    """Mount file systems of these types, one after the other: the kernel asks for fs-TYPE, once each.
+
+    None of them is one in the end; return the nanoseconds that each took.
+    """
+    mount = ctypes.CDLL(None).mount
+    took = []
+    for name in names:
+        kind = name.encode()
+        begin = time.perf_counter_ns()
+        mount(b"none", b"/mnt", kind, 0, None)
+        took.append(time.perf_counter_ns() - begin)
+    return took
 
 
 def _timed(fd: int, name: bytes) -> int:

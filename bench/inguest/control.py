@@ -14,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.inguest import asking, inram
 from kmodd.connection import Connection
 
 STOCK = "/sbin/modprobe"
 FEATURES: dict[str, dict[str, Any]] = {
     "on": {"tracing": True, "journal": True, "policy.mode": "enforce"},
+    "installed": {"tracing": True, "journal": True, "policy.mode": "off"},
     "off": {"tracing": False, "journal": False, "policy.mode": "off"},
 }
-"""The settings that a request costs something by."""
+"""The settings that a request costs something by. `installed`: as they are by default, and no rules."""
 
 _HOOK = Path("/proc/sys/kernel/modprobe")
 _LIMIT = 60.0
@@ -38,8 +40,10 @@ def prepare(policy: str) -> list[str]:
 
     Return the settings in FEATURES that the daemon does not have: an older one may be measured, too.
     """
-    subprocess.run(["modprobe", "kmodd_ask"], check=True)
     now = status()
+    inram.of_the_helpers(now["hook"]["helper"])
+    if asking.needs_module():
+        subprocess.run(["modprobe", "kmodd_ask"], check=True)
     if "policy.mode" in now["settings"]:
         directory = Path("/etc/kmodd/policy.d")
         directory.mkdir(parents=True, exist_ok=True)
@@ -50,13 +54,17 @@ def prepare(policy: str) -> list[str]:
 
 
 def use(variant: str) -> None:
-    """Have the kernel's requests answered by kmodd with FEATURES `on` or `off`, or by `stock`."""
+    """Have the kernel's requests answered by kmodd with some of FEATURES, by `stock`, or by a program.
+
+    Where kmodd does not answer it has everything off: what others load costs it nothing then.
+    """
     now = status()
     api = Connection()
-    for key, value in FEATURES["off" if variant == "off" else "on"].items():
-        if key in now["settings"]:
+    for key, value in FEATURES.get(variant, FEATURES["off"]).items():
+        if now["settings"].get(key, value) != value:
             api.call("SetSetting", key=key, value=value)
-    _HOOK.write_text((STOCK if variant == "stock" else now["hook"]["helper"]) + "\n")
+    other = STOCK if variant == "stock" else variant
+    _HOOK.write_text((now["hook"]["helper"] if variant in FEATURES else other) + "\n")
 
 
 def settle() -> None:

@@ -10,13 +10,16 @@ from bench.measured import Measured
 from bench.workloads import (
     aliases,
     api,
+    closure,
     compressed,
     cost,
     flood,
     idle,
     index,
+    load,
     names,
     pending,
+    request,
     spawned,
     start,
     syscalls,
@@ -35,6 +38,9 @@ class Workload:
 REGISTRY = {
     workload.name: workload
     for workload in (
+        Workload("request", request.WHAT, request.run),
+        Workload("load", load.WHAT, load.run),
+        Workload("closure", closure.WHAT, closure.run),
         Workload("spawned", spawned.WHAT, spawned.run),
         Workload("aliases", aliases.WHAT, aliases.run),
         Workload("names", names.WHAT, names.run),

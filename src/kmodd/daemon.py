@@ -20,7 +20,7 @@ from asyncvarlink import VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from kmodd import __version__, servicemanager, settings
-from kmodd.broker.autoclean import TOLD, TOLD_MAX, Autoclean
+from kmodd.broker.autoclean import Autoclean
 from kmodd.broker.broker import Broker
 from kmodd.broker.enforcement import Enforcement
 from kmodd.broker.inprocess import ChosenLoader, InProcessLoader
@@ -67,6 +67,8 @@ log = logging.getLogger("kmodd")
 _STACK = 512 * 1024
 _GROUP_PATIENCE = 1.0
 """Seconds that a start waits for a directory service to tell the group; later its answer still counts."""
+_AUTOCLEAN_PATIENCE = 2.0
+"""Seconds that a pass of autoclean gets to end when the daemon stops."""
 _JOURNAL_PATIENCE = 1.0
 """Seconds that a start waits for the journal: whoever else has it open keeps no machine from loading."""
 _URL = "https://kmodd.invalid/"
@@ -167,8 +169,11 @@ class Daemon:
                 use_counts=UseCounts() if real else None,
                 installed=self._installed,
                 sealed=lambda: self._enforcement.policy.sealed,
+                enter_root=init.enter,
+                directory=self._run_dir if self._kernel.name == "linux" else None,
             ),
         )
+        self._broker.on_by_hand = self._autoclean.claim
         self._others = Others(Comings(), own, self._kernel, self._recorder, self._broker.loads_began)
         self._interface = KmoddInterface(
             Parts(
@@ -206,7 +211,6 @@ class Daemon:
         await asyncio.wait([opening], timeout=_JOURNAL_PATIENCE)
         if opening.done():
             self._recorder.go_on_from(opening.result())
-        before = self._journal.history(TOLD, TOLD_MAX)
         await self._enforcement.start()
         api = ApiSource(self._registry())
         self._look_up_group()
@@ -226,7 +230,7 @@ class Daemon:
             self._keep_watchdog()
             self._keep_tree()
             self._first_look = loop.create_task(self._look_at_tree())
-            self._taking_over = loop.create_task(self._autoclean.start(before))
+            self._taking_over = loop.create_task(self._autoclean.start())
             self._recorder.add("daemon", {"action": "start", "version": __version__, "pid": os.getpid()})
             log.info(
                 "kmodd %s started: kernel %s %s, hook %s",
@@ -249,6 +253,7 @@ class Daemon:
     async def _shut_down(self, api: ApiSource) -> None:
         """Unhook first, so that the kernel asks the real modprobe; then finish what has been taken on."""
         servicemanager.notify("STOPPING=1")
+        self._autoclean.pause()
         if self._hooked and self._fallback() == "deny":
             # Or an upgrade would open for a moment what the administrator has closed.
             log.warning(
@@ -260,7 +265,7 @@ class Daemon:
         self._broker.stopping = True
         self._close_listeners()
         await self._broker.stop(self._settings.stop_timeout)
-        await self._autoclean.stop(self._settings.stop_timeout)
+        await self._autoclean.stop(_AUTOCLEAN_PATIENCE)
         self._stop_tracing()
         # The loop's end puts the signals' default actions back: another one must not kill what ends in order.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})

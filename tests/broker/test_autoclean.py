@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kmodd.broker import autoclean, look, removal, sweep
+from kmodd.broker import autoclean, handover, look, removal, sweep
 from kmodd.broker.autoclean import Autoclean
 from kmodd.broker.look import Around
 from kmodd.broker.removal import Remover
 from kmodd.broker.simulated import SimulatedLoader
 from kmodd.broker.sweep import Pass
 from kmodd.broker.unloads import Unloads
-from kmodd.errors import InvalidName
+from kmodd.errors import InvalidName, KmoddError
 from kmodd.kernel.simulated import Installed, SimulatedKernel
-from kmodd.kernel.uses import Device, StandsFor, Uses
+from kmodd.kernel.uses import Device, Kinds, StandsFor, Uses
 from kmodd.model import Outcome, Result, Source
 from kmodd.tree import modprobed
 from kmodd.tree.modprobed import Config
@@ -29,7 +31,9 @@ MODULES = (
     Installed("dep"),
     Installed("top", depends=("dep",), aliases=("net-pf-9",)),
     Installed("other"),
-    Installed("slow", depends=("dep",), latency=12.0),
+    Installed("slow", depends=("dep",), aliases=("alias-slow",), latency=12.0),
+    Installed("third"),
+    Installed("broken", depends=("dep",), error=errno.EIO),
     Installed("stuck", permanent=True),
 )
 
@@ -88,27 +92,26 @@ class Configured:
     def aliased(self, name: str) -> list[str]:
         return ["top"] if name == "net-pf-9" else []
 
-    def link_makers(self) -> frozenset[str]:
-        return frozenset()
-
-
-class History:
-    def __init__(self, events: list[dict[str, Any]]) -> None:
-        self._events = events
-
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        for event in self._events:
-            yield event
+    def kinds(self) -> Kinds:
+        return Kinds(nodes={"other": (("other", "c10:77"),)})
 
 
 class Machine:
     """Made inside a running virtual loop. Work of threads is done at once, or where a test lets it."""
 
-    def __init__(self, config: str = "", counts: Counts | None = None, **settings: Any) -> None:
-        self.kernel = Kernel()
+    def __init__(
+        self,
+        config: str = "",
+        counts: Counts | None = None,
+        directory: str | None = None,
+        kernel: Kernel | None = None,
+        **settings: Any,
+    ) -> None:
+        self.kernel = Kernel() if kernel is None else kernel
         self.unloads = Unloads()
         self.counts = counts
         self.sealed = False
+        self.no_root: OSError | None = None
         self.bench = Bench((), SimulatedLoader(self.kernel, self.unloads), **settings)
         self.bench.kernel = self.kernel
         self.bench.broker._identity = self.kernel.identity
@@ -120,16 +123,23 @@ class Machine:
             self.bench.settings,
             self.remover,
             self.unloads,
-            Around(counts, configured, lambda: self.sealed, asyncio.get_running_loop().time),
+            Around(
+                counts,
+                configured,
+                lambda: self.sealed,
+                directory,
+                self.enter_root,
+                asyncio.get_running_loop().time,
+            ),
         )
+        self.bench.broker.on_by_hand = self.autoclean.claim
 
-    def runs(self, kernel: Kernel) -> None:
-        """It is another daemon on the same machine."""
-        self.kernel = kernel
-        self.autoclean._kernel = self.autoclean._looking._kernel = self.remover._kernel = kernel
+    def enter_root(self) -> None:
+        if self.no_root is not None:
+            raise self.no_root
 
-    async def start(self, events: list[dict[str, Any]] | None = None) -> Machine:
-        await self.autoclean.start(History(events or []))  # type: ignore[arg-type]
+    async def start(self) -> Machine:
+        await self.autoclean.start()
         return self
 
     async def ask(self, name: str, source: Source = Source.KERNEL) -> Result:
@@ -155,6 +165,7 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(autoclean, "in_own_thread", at_once)
     monkeypatch.setattr(look, "in_own_thread", at_once)
+    monkeypatch.setattr(handover, "in_own_thread", at_once)
     monkeypatch.setattr(removal, "in_own_thread", at_once)
 
 
@@ -346,45 +357,11 @@ def test_a_bound_device_keeps_its_driver_though_its_count_is_0() -> None:
         await machine.ask("other")
         machine.kernel.driven.add("other")
         assert await machine.after(600) == {"other"}
-        made = await machine.autoclean.run(dry=True)
+        made = await machine.autoclean.look()
         [verdict] = made.verdicts
         assert "pci driver other" in verdict.reason
         machine.kernel.driven.clear()
         assert await machine.after(125) == set()
-
-    run(story)
-
-
-def test_a_device_that_is_bound_right_before_the_unload_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story() -> None:
-        machine = await Machine(counts=Counts(), unload_delay=60).start()
-        await machine.ask("other")
-        decide = sweep.decide
-
-        def plugged_in(*arguments: Any) -> Any:
-            machine.kernel.driven.add("other")
-            return decide(*arguments)
-
-        monkeypatch.setattr(sweep, "decide", plugged_in)
-        assert await machine.after(600) == {"other"}
-        assert not machine.events("autoclean")
-
-    run(story)
-
-
-def test_a_use_right_before_the_unload_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story() -> None:
-        counts = Counts()
-        machine = await Machine(counts=counts, unload_delay=60).start()
-        await machine.ask("other")
-        decide = sweep.decide
-
-        def used(*arguments: Any) -> Any:
-            counts.get("other")
-            return decide(*arguments)
-
-        monkeypatch.setattr(sweep, "decide", used)
-        assert await machine.after(600) == {"other"}
 
     run(story)
 
@@ -397,7 +374,7 @@ def test_keep_and_delays_of_single_modules() -> None:
         await machine.ask("other")
         assert await machine.after(299) == {"top", "dep", "other"}
         assert await machine.after(400) == {"dep", "other"}
-        reasons = {each.module: each.reason for each in (await machine.autoclean.run(dry=True)).verdicts}
+        reasons = {each.module: each.reason for each in (await machine.autoclean.look()).verdicts}
         assert reasons == {
             "dep": "autoclean is off for it (unload_delay, unload_delays)",
             "other": "it is kept: the setting keep names it",
@@ -440,7 +417,7 @@ def test_a_dry_run_changes_nothing_and_says_how_long_it_takes() -> None:
         await machine.ask("top")
         await asyncio.sleep(20)
         for _ in range(3):
-            made = await machine.autoclean.run(dry=True)
+            made = await machine.autoclean.look()
         shown = {each["module"]: each for each in made.as_json()["modules"]}
         assert shown["top"]["in_seconds"] is not None
         assert shown["top"]["goes"] is False
@@ -457,7 +434,7 @@ def test_nothing_goes_while_kmodd_is_sealed() -> None:
         await machine.ask("other")
         machine.sealed = True
         assert await machine.after(300) == {"other"}
-        [verdict] = (await machine.autoclean.run(dry=True)).verdicts
+        [verdict] = (await machine.autoclean.look()).verdicts
         assert verdict.reason == "it is kept: kmodd is sealed, and would not let it in again"
         machine.sealed = False
         assert await machine.after(61) == set()
@@ -591,8 +568,8 @@ def test_one_whose_exit_hangs_is_told_and_holds_up_no_other(monkeypatch: pytest.
         assert machine.autoclean.as_json()["hanging"] == ["top"]
         told = machine.events("autoclean")[-1]
         assert (told["action"], told["modules"]) == ("hangs", ["top"])
-        assert told["reason"] == "the exit function of top has not returned for 10 s"
-        made = await machine.autoclean.run(dry=True)
+        assert told["reason"] == "the unload of top has not ended for 10 s"
+        made = await machine.autoclean.look()
         assert {each.module: each.reason for each in made.verdicts}["top"] == "it is being unloaded"
         assert (await machine.ask("other")).outcome is Outcome.LOADED, "others load and unload on"
         held.go_on.set()
@@ -628,12 +605,44 @@ async def _pass_after(machine: Machine, seconds: float) -> Pass:
     return await machine.autoclean.run()
 
 
+def test_the_device_file_that_asks_for_a_module_stays_when_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        calls: list[tuple[str, Any, bool]] = []
+        node = look.Node("/dev/other", 0o20600, 0, 0, 77)
+
+        def seen(entries: Any) -> tuple[look.Node, ...]:
+            calls.append(("seen", entries, machine.kernel.is_live("other")))
+            return (node,)
+
+        def put_back(found: Any) -> list[str]:
+            calls.append(("put back", found, machine.kernel.is_live("other")))
+            raise OSError(errno.EROFS, "read-only")
+
+        monkeypatch.setattr(look.nodes, "seen", seen)
+        monkeypatch.setattr(look.nodes, "put_back", put_back)
+        await machine.ask("other")
+        machine.no_root = OSError(errno.EACCES, "Permission denied")
+        await asyncio.sleep(125)
+        assert await machine.live() == {"other"}
+        assert not machine.events("autoclean")
+        machine.no_root = None
+        machine.kernel.refuses["other"] = errno.EBUSY
+        await asyncio.sleep(60)
+        assert {what for what, *_rest in calls} == {"seen"}
+        del machine.kernel.refuses["other"]
+        assert await machine.after(70) == set(), "and that it cannot be put back stops nothing"
+        assert calls[-2:] == [("seen", (("other", "c10:77"),), True), ("put back", (node,), False)]
+
+    run(story)
+
+
 def test_a_remove_command_keeps_it() -> None:
     async def story() -> None:
         machine = await Machine("remove other /bin/false\n", counts=Counts(), unload_delay=60).start()
         await machine.ask("other")
         assert await machine.after(200) == {"other"}
-        [verdict] = (await machine.autoclean.run(dry=True)).verdicts
+        [verdict] = (await machine.autoclean.look()).verdicts
         assert verdict.reason.startswith("it is kept: modprobe.d has a remove command for it")
 
     run(story)
@@ -642,35 +651,229 @@ def test_a_remove_command_keeps_it() -> None:
 # Across a restart
 
 
-async def _told(names: list[str], **settings: Any) -> tuple[Machine, list[dict[str, Any]]]:
-    machine = await Machine(counts=Counts(), **settings).start()
-    for name in names:
-        await machine.ask(name)
-    return machine, [*machine.events("load"), *machine.events("autoclean"), *machine.events("unload")]
-
-
-def test_a_later_daemon_knows_what_it_may_clean() -> None:
+def test_a_later_daemon_knows_what_it_may_clean(tmp_path: Path) -> None:
     async def story() -> None:
-        first, told = await _told(["top", "other"], unload_delay=0)
+        first = await Machine(counts=Counts(), directory=str(tmp_path), unload_delay=0).start()
+        for name in ("top", "other", "third"):
+            await first.ask(name)
+        await first.ask("third", Source.CLI)
         first.kernel.unload("other")
         first.kernel.load("other")
-        later = Machine(counts=Counts(), unload_delay=60)
-        later.runs(first.kernel)
-        await later.start(told)
-        assert await later.after(59) == {"top", "dep", "other"}, "a whole delay from the restart on"
-        assert await later.after(70) == {"other"}
+        await asyncio.sleep(1)
+        later = await Machine(
+            counts=Counts(), directory=str(tmp_path), kernel=first.kernel, unload_delay=60
+        ).start()
+        assert await later.after(59) == {"top", "dep", "other", "third"}, "a whole delay from the restart on"
+        assert await later.after(70) == {"other", "third"}
+        assert later.autoclean.as_json()["modules"] == 0
+        # And the one after that knows that nothing is left.
+        assert json.loads((tmp_path / "autoclean.json").read_text()) == {}
 
     run(story)
 
 
-def test_what_has_happened_since_the_restart_is_newer_than_what_is_told() -> None:
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"other": 1}', '{"other": {"identity": 1, "marked": false}}']
+)
+def test_what_an_earlier_daemon_knew_may_be_damaged_and_then_nothing_is_ours(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "autoclean.json").write_text(text)
+
     async def story() -> None:
-        first, told = await _told(["top", "other"], unload_delay=0)
-        later = Machine(counts=Counts(), unload_delay=60)
-        later.runs(first.kernel)
-        # Before the journal has been read: somebody asks by hand for one that it tells of.
-        later.bench.recorder.add("autoclean", {"action": "release", "modules": ["other"], "reason": ""})
-        await later.start(told)
-        assert await later.after(200) == {"other"}
+        machine = await Machine(counts=Counts(), directory=str(tmp_path), unload_delay=1).start()
+        machine.kernel.load("other")
+        assert await machine.after(10) == {"other"}
+        await machine.ask("top")
+        assert await machine.after(10) == {"other"}, "it goes on all the same"
+
+    run(story)
+
+
+def test_where_it_cannot_be_written_nothing_old_is_left(tmp_path: Path) -> None:
+    """A module that somebody has claimed since must not come back to us."""
+
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), directory=str(tmp_path), unload_delay=0).start()
+        await machine.ask("other")
+        await asyncio.sleep(1)
+        assert "other" in (tmp_path / "autoclean.json").read_text()
+        (tmp_path / "autoclean.json.new").mkdir()
+        await machine.ask("other", Source.CLI)
+        await asyncio.sleep(1)
+        assert not (tmp_path / "autoclean.json").exists()
+
+    run(story)
+
+
+# Whose it is where loads are shared
+
+
+def test_who_asks_by_hand_while_the_kernels_load_goes_on_has_it() -> None:
+    """By the same name, and by another one for the same module."""
+
+    async def story() -> None:
+        for other in ("slow", "alias-slow"):
+            machine = await Machine(counts=Counts(), unload_delay=1).start()
+            asked = asyncio.ensure_future(machine.ask("slow"))
+            await asyncio.sleep(5)
+            by_hand = asyncio.ensure_future(machine.ask(other, Source.API))
+            assert (await asked).status == (await by_hand).status == 0
+            assert await machine.after(20) == {"slow", "dep"}, other
+            assert machine.autoclean.as_json()["modules"] == 0
+
+    run(story)
+
+
+def test_one_whose_request_by_hand_fails_has_claimed_nothing() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        assert (await machine.ask("nothing-of-that-name", Source.API)).status != 0
+        assert (await machine.ask("broken", Source.API)).status != 0
+        assert await machine.after(125) == {"dep"}, "of a load by hand that failed nothing is ours"
+
+    run(story)
+
+
+def test_what_is_marked_stays_marked() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        machine.kernel.load("other")
+        await machine.autoclean.mark(["other"])
+        await machine.ask("other", Source.CLI)
+        assert await machine.after(130) == set()
+
+    run(story)
+
+
+def test_what_a_hanging_unload_keeps_from_its_requesters_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They do not pile up in the kernel, which has 50 places for them."""
+
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        held = Held(monkeypatch, "top", machine)
+        await machine.ask("top")
+        await held.begun.wait()
+        asked = asyncio.ensure_future(machine.ask("top"))
+        await asyncio.sleep(5)
+        assert not asked.done()
+        await asyncio.sleep(6)
+        result = await asked
+        assert (result.outcome, result.status) == (Outcome.FAILED, -errno.EBUSY)
+        assert "that does not end" in (result.error or "")
+        began = asyncio.get_running_loop().time()
+        assert (await machine.ask("net-pf-9")).status == -errno.EBUSY
+        assert asyncio.get_running_loop().time() - began < 0.1
+        held.go_on.set()
+        await asyncio.sleep(1)
+        assert (await machine.ask("top")).outcome is Outcome.LOADED
+
+    run(story)
+
+
+def test_a_look_that_does_not_end_holds_up_no_request_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("other")
+        go_on = asyncio.Event()
+        looks = []
+
+        async def for_ever(_name: str, work: Callable[[], Any]) -> Any:
+            looks.append(1)
+            await go_on.wait()
+            return work()
+
+        monkeypatch.setattr(look, "in_own_thread", for_ever)
+        with pytest.raises(KmoddError, match="takes longer than 30 s"):
+            await machine.autoclean.look()
+        assert (await machine.ask("other")).outcome is Outcome.ALREADY_LIVE
+        with pytest.raises(KmoddError):
+            await machine.autoclean.look()
+        assert len(looks) == 1, "the one that hangs is waited for, and no other is begun"
+        go_on.set()
+        assert await machine.after(130) == set()
+
+    run(story)
+
+
+def test_who_does_not_wait_for_a_pass_does_not_end_it() -> None:
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        await machine.ask("top")
+        await asyncio.sleep(119)
+        machine.bench.settings.set("unload_delay", 50)
+        waiting = asyncio.ensure_future(machine.autoclean.run())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(1)
+        assert await machine.live() == set()
+        assert machine.events("autoclean")[-1]["modules"] == ["top", "dep"]
+
+    run(story)
+
+
+def test_a_setting_or_a_seal_counts_for_the_pass_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(what: Callable[[Machine], None]) -> None:
+        async def story() -> None:
+            machine = await Machine(counts=Counts(), unload_delay=60).start()
+            await machine.ask("other")
+            decide = sweep.decide
+
+            def meanwhile(*arguments: Any) -> Any:
+                verdicts = decide(*arguments)
+                if any(verdict.goes for verdict in verdicts):
+                    what(machine)
+                return verdicts
+
+            with monkeypatch.context() as patched:
+                patched.setattr(sweep, "decide", meanwhile)
+                assert await machine.after(130) == {"other"}
+            assert not machine.events("unload")
+
+        run(story)
+
+    stops(lambda machine: machine.bench.settings.set("unload_delay", 0))
+    stops(lambda machine: machine.bench.settings.set("keep", ["other"]))
+    stops(lambda machine: setattr(machine, "sealed", True))
+    stops(lambda machine: machine.autoclean.pause())
+    stops(lambda machine: machine.autoclean.claim(["other"]))
+
+
+@pytest.mark.parametrize("what", ["counts", "device", "request", "identity"])
+def test_what_happens_between_verdict_and_unload_keeps_it(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Once, in the pass in which it would go: the last check, in the unloading thread, sees it."""
+
+    async def story() -> None:
+        counts = Counts()
+        machine = await Machine(counts=counts, unload_delay=60).start()
+        await machine.ask("other")
+        decide, seen = sweep.decide, []
+
+        def meanwhile(*arguments: Any) -> Any:
+            verdicts = decide(*arguments)
+            if any(verdict.goes for verdict in verdicts) and not seen:
+                seen.append(machine.kernel.identity("other"))
+                if what == "counts":
+                    counts.get("other")
+                elif what == "device":
+                    machine.kernel.driven.add("other")
+                elif what == "request":
+                    machine.unloads.touch(["other"])
+                    machine.autoclean._ours._owned[
+                        "other"
+                    ].touched += 0.001  # the clock of a test stands still
+                else:
+                    SimulatedKernel.unload(machine.kernel, "other")
+                    machine.kernel.load("other")
+            return verdicts
+
+        monkeypatch.setattr(sweep, "decide", meanwhile)
+        assert await machine.after(125) == {"other"}
+        assert seen
+        assert machine.kernel.unloaded == []
+        assert not machine.events("autoclean"), "it is no failure"
 
     run(story)

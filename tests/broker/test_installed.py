@@ -13,6 +13,7 @@ import pytest
 
 from kmodd.broker.installed import Installed
 from kmodd.errors import KmoddError
+from kmodd.kernel.uses import Kinds
 from kmodd.tree import keep, snapshot
 from kmodd.tree.snapshot import Snapshot
 
@@ -196,13 +197,17 @@ def test_sighup_looks_again_whatever_the_watch_says(place: Place) -> None:
     run(story)
 
 
-def test_who_makes_links(place: Place) -> None:
-    (place.tree / "modules.dep").write_text("kernel/m.ko:\nkernel/bonding.ko:\n")
-    (place.tree / "modules.alias").write_text("alias fs-m m\nalias rtnl-link-bond bonding\n")
+def test_what_aliases_say_of_modules(place: Place) -> None:
+    (place.tree / "modules.dep").write_text("kernel/m.ko:\nkernel/bonding.ko:\nkernel/e1000.ko:\n")
+    aliases = "alias fs-m m\nalias rtnl-link-bond bonding\nalias pci:v00008086d0000100Esv*sd*bc*sc*i* e1000\n"
+    (place.tree / "modules.alias").write_text(aliases)
+    (place.tree / "modules.devname").write_text("m mapper/m c10:236\nm m2 b7:0\n")
 
     async def story(installed: Installed) -> None:
-        assert installed.link_makers() is None
+        assert installed.kinds() is None
         await installed.current()
-        assert installed.link_makers() == {"bonding"}
+        assert installed.kinds() == Kinds(
+            frozenset({"bonding"}), frozenset({"e1000"}), {"m": (("mapper/m", "c10:236"), ("m2", "b7:0"))}
+        )
 
     run(story)

@@ -208,8 +208,8 @@ class Helper:
             return b""
 
     def packets(self) -> list[bytes]:
-        """Return all packets until the daemon hangs up."""
-        return list(iter(self.packet, b""))
+        """Return all packets until the daemon hangs up, but `a`: where the status comes soon there is none."""
+        return [packet for packet in iter(self.packet, b"") if packet != b"a"]
 
 
 class Daemon:

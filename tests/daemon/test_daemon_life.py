@@ -82,7 +82,7 @@ def test_many_are_answered_at_the_end(daemon: Daemon) -> None:
             client.send("RequestModule", name="long")
         wait_until(lambda: daemon.status()["requests"]["waiting"] == 400, "all wait")
         daemon.send_signal(signal.SIGTERM)
-        assert all(helper.packets() == [b"a", b"f"] for helper in helpers)
+        assert all(helper.packets() == [b"f"] for helper in helpers)
         answers = [client.message() for client in clients]
         assert [answer and answer.get("error") for answer in answers] == ["io.kmodd.LoadFailed"] * 200
     assert daemon.wait() == 0
@@ -138,7 +138,7 @@ def test_second_daemon_is_refused(daemon: Daemon) -> None:
     assert daemon.process is first
     assert daemon.kmodd("request", "plain").returncode == 0
     with daemon.helper(b"top") as helper:
-        assert helper.packets() == [b"a", b"s\0"]
+        assert helper.packets() == [b"s\0"]
 
 
 def test_stale_sockets_are_replaced(make: Callable[..., Daemon]) -> None:
@@ -164,7 +164,7 @@ def test_killed_and_started_again(daemon: Daemon) -> None:
     daemon.start()
     assert daemon.kmodd("request", "plain").returncode == 0
     with daemon.helper(b"top") as helper:
-        assert helper.packets() == [b"a", b"s\0"]
+        assert helper.packets() == [b"s\0"]
 
 
 def refuses_to_start(daemon: Daemon, *words: str) -> None:
@@ -287,7 +287,7 @@ def test_standard_files_closed_at_start(make: Callable[..., Daemon]) -> None:
     daemon = make().start(before=("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"))
     assert daemon.kmodd("request", "plain", "absent").returncode == 3
     with daemon.helper(b"bad") as helper:
-        assert helper.packets() == [b"a", b"s\x01"]
+        assert helper.packets() == [b"s\x01"]
     daemon.send_signal(signal.SIGHUP)
     daemon.notified("READY=1")
     found = [os.readlink(f"/proc/{daemon.pid}/fd/{fd}") for fd in range(3)]
@@ -342,7 +342,7 @@ def test_children_get_clean_signals_and_files(make: Callable[..., Daemon]) -> No
             SECRET="of the starter",
         )
         with daemon.helper(b"anything") as helper:
-            assert helper.packets() == [b"a", b"s\0"]
+            assert helper.packets() == [b"s\0"]
     text = record.read_text()
     assert signals(text, "SigBlk") == set()
     # glibc's posix_spawn(3) ignores its own two, and every program's libc takes them back. SIGPIPE: what an
@@ -472,7 +472,7 @@ def test_socket_activation(make: Callable[..., Daemon]) -> None:
         inodes = [os.stat(path).st_ino for path in (daemon.api_path, daemon.helper_path)]
         with daemon.helper(b"plain") as early:
             activated(daemon, api, helper, names="io.kmodd:helper.sock")
-            assert early.packets() == [b"a", b"s\0"], "who came before the daemon is served"
+            assert early.packets() == [b"s\0"], "who came before the daemon is served"
         assert daemon.kmodd("request", "top").returncode == 0
         daemon.stop()
         assert [os.stat(path).st_ino for path in (daemon.api_path, daemon.helper_path)] == inodes
@@ -483,7 +483,7 @@ def test_socket_activation(make: Callable[..., Daemon]) -> None:
                 LISTEN_FDS="2",
                 LISTEN_FDNAMES="io.kmodd:helper.sock",
             )
-            assert waits.packets() == [b"a", b"s\0"], "the sockets outlive a restart"
+            assert waits.packets() == [b"s\0"], "the sockets outlive a restart"
 
 
 def test_socket_activation_of_one_socket(make: Callable[..., Daemon]) -> None:
@@ -493,7 +493,7 @@ def test_socket_activation_of_one_socket(make: Callable[..., Daemon]) -> None:
         activated(daemon, api, names="io.kmodd")
         assert daemon.kmodd("request", "plain").returncode == 0
         with daemon.helper(b"top") as helper:
-            assert helper.packets() == [b"a", b"s\0"]
+            assert helper.packets() == [b"s\0"]
         daemon.stop()
         assert daemon.api_path.exists()
         assert not daemon.helper_path.exists()

@@ -1240,8 +1240,17 @@ def exit_that_hangs(name: str, others_names: list[str]) -> dict[str, Any]:
     answers = [ask(other) for other in others_names]
     gone(others_names)
     still = Path(f"/sys/module/{name}").exists()
-    again = ask(name)  # it waits until the exit has returned
-    return {"told": told, "answers": answers, "still": still, "again": again, "live": name in live()}
+    meanwhile = ask(name)
+    until(lambda: _true(not api("GetStatus")["status"]["autoclean"]["hanging"]))
+    again = ask(name)
+    return {
+        "told": told,
+        "answers": answers,
+        "still": still,
+        "meanwhile": meanwhile,
+        "again": again,
+        "live": name in live(),
+    }
 
 
 def _hanging(name: str) -> list[str]:

@@ -128,7 +128,7 @@ def test_nothing_goes_that_anything_speaks_for(machine: list[Candidate]) -> None
         assert it.kept is None
         assert it.uses is None
         assert it.delay > 0
-        assert NOW - it.touched >= it.delay
+        assert NOW - it.touched >= it.delay - 0.001
         assert set(it.holders) <= gone, "each goes behind all that hold it"
         assert it.refcount is not None
         assert own_users(it.refcount, it.holders) == 0

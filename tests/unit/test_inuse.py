@@ -10,7 +10,7 @@ import pytest
 from kmodd.kernel import links
 from kmodd.kernel.inuse import OF_THE_LOAD, UNSEEN, WITHOUT_ALIAS, look
 from kmodd.kernel.links import Link, Links
-from kmodd.kernel.uses import Uses
+from kmodd.kernel.uses import Kinds, Uses
 from support.shipped import indexes
 
 ALIASES = {
@@ -58,7 +58,9 @@ class Machine:
         (self.sys / f"bus/{bus}/devices/{name}").symlink_to(f"../../../devices/{name}")
 
     def look(self, *modules: str, makers: Collection[str] | None = None) -> Mapping[str, Uses]:
-        return look(modules, lambda name: ALIASES.get(name, ()), makers, str(self.proc), str(self.sys))
+        everything = frozenset(module for found in ALIASES.values() for module in found)
+        kinds = None if makers is None else Kinds(frozenset(makers), everything)
+        return look(modules, lambda name: ALIASES.get(name, ()), kinds, str(self.proc), str(self.sys))
 
     def told(self, *modules: str, makers: Collection[str] | None = None) -> dict[str, str]:
         return {module: uses.told() for module, uses in self.look(*modules, makers=makers).items() if uses}

@@ -383,23 +383,12 @@ def test_one_that_has_run_in_between_is_looked_at_anew(proc: Proc, join: Join, l
     assert looks.tids == [92]
 
 
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("schedstat", "0 0 0\n"),
-        ("schedstat", ""),
-        ("schedstat", None),
-        ("wchan", "0"),
-        ("wchan", "do_wait"),
-        ("wchan", None),
-    ],
-)
-def test_where_nothing_says_that_it_has_not_run_it_is_looked_at_anew(
-    proc: Proc, join: Join, looks: Looks, file: str, text: str | None
+@pytest.mark.parametrize("text", ["0 0 0\n", "", None])
+def test_where_the_kernel_does_not_count_it_is_looked_at_anew(
+    proc: Proc, join: Join, looks: Looks, text: str | None
 ) -> None:
-    """A kernel that does not count; a task that is on a processor, or waits for something else."""
     proc.task(97)
-    path = proc.root / "97" / file
+    path = proc.root / "97/schedstat"
     path.unlink()
     if text is not None:
         path.write_text(text)
@@ -409,6 +398,35 @@ def test_where_nothing_says_that_it_has_not_run_it_is_looked_at_anew(
     assert len(os.listdir("/proc/self/fd")) == before
     assert join.pid("x") == 97
     assert looks.tids == [97]
+
+
+@pytest.mark.parametrize("text", ["0", "do_wait", "pipe_read", None])
+def test_the_stack_of_one_that_does_not_wait_for_a_helper_is_not_read(
+    proc: Proc, join: Join, looks: Looks, text: str | None
+) -> None:
+    """It may be executing a program, and then to read its stack would wait for whatever that waits for."""
+    proc.task(97)
+    wchan, stack = proc.root / "97/wchan", proc.root / "97/stack"
+    wchan.unlink()
+    if text is not None:
+        wchan.write_text(text)
+    stack.unlink()
+    os.mkfifo(stack)  # to open it would wait for ever
+    join.tracing.new = [join.asked(97, "x")]
+    join.who.look_ahead()
+    assert join.who.claim(b"x").early
+    stack.unlink()
+    stack.write_text(ASKING)
+    wchan.write_text("call_usermodehelper_exec")
+    assert join.pid("x") == 97
+
+
+def test_on_user_mode_linux_wchan_says_nothing(proc: Proc, join: Join) -> None:
+    (proc.root / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: User Mode Linux\n")
+    proc.task(97)
+    (proc.root / "97/wchan").write_text("um_idle_sleep")
+    join.tracing.new = [join.asked(97, "x")]
+    assert join.pid("x") == 97
 
 
 def test_a_number_that_has_become_anothers_is_not_who_asked(proc: Proc, join: Join) -> None:

@@ -37,6 +37,10 @@ class Limits:
         name = normalise(module)
         return next((delay for globs, delay in self._delays if globs.matches(name)), self._delay)
 
+    def may_go(self, module: str) -> bool:
+        """Whether a module may ever go."""
+        return self.delay(module) > 0 and self.kept(module) is None
+
     def kept(self, module: str) -> str | None:
         """Return why a module is never unloaded; None where it may be."""
         name = normalise(module)

@@ -13,6 +13,8 @@ from kmodd.kernel.interface import ModuleState
 
 ALL_MAX = 3
 """Holders that a sentence names."""
+_AT_ONCE = 0.001
+"""Seconds that count as none: what sums of times are off by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def _judge(candidate: Candidate, now: float, going: Mapping[str, Verdict]) -> Ve
     # A clock does not go back; should what is known say so, it was used now.
     idle = max(0.0, now - candidate.touched)
     left = candidate.delay - idle
-    if left > 0:
+    if left > _AT_ONCE:
         return Verdict(
             name,
             False,

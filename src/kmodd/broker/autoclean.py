@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,31 +16,26 @@ from typing import Any
 from kmodd.autoclean.keeplist import shipped
 from kmodd.autoclean.limits import KEYS, Limits
 from kmodd.autoclean.rule import seconds
+from kmodd.broker.handover import Handover
 from kmodd.broker.look import Around, Looking
-from kmodd.broker.ours import EVENTS, Ours
+from kmodd.broker.ours import Ours
 from kmodd.broker.removal import Remover
 from kmodd.broker.sweep import PATIENCE, Pass, Sweep, is_failure
 from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
 from kmodd.errors import InvalidName
 from kmodd.kernel.interface import Kernel, Module
-from kmodd.model import Event, Outcome, Source, timestamp
+from kmodd.model import timestamp
 from kmodd.names import check, normalise
-from kmodd.record.history import History
 from kmodd.record.recorder import Recorder
-from kmodd.record.select import Selection
 from kmodd.settings import Settings, Value
 
 log = logging.getLogger(__name__)
 
-TOLD = Selection(events=EVENTS)
-"""The events of earlier daemons that count; the newest"""
-TOLD_MAX = 50_000
-"""of them: what came before those is kept."""
 MARKS_MAX = 20_000
 """More names than any kernel has modules; who marks is root, whose scripts may loop all the same."""
 HANGS = 10.0
-"""Seconds after which a module's exit function is said to hang; it goes on, for nobody can stop it."""
+"""Seconds after which the unload of a module is said to hang; it goes on, for nobody can stop it."""
 _SAMPLES = 4
 """Looks in each delay where the kernel does not count who takes a module."""
 _SHORTEST = 0.25
@@ -75,22 +70,23 @@ class Autoclean:
         self._settings = settings
         self._unloads = unloads
         self._use_counts = around.use_counts
-        self._aliased = _no_aliases if around.installed is None else around.installed.aliased
         self._clock = around.clock
         self._limits = Limits(settings, shipped())
-        self._ours = Ours(self._clock, self._aliased)
-        self._ours.subscribe(self._arm)
+        self._ours = Ours(self._clock)
+        self._handover = Handover(self._ours, around.directory) if around.directory is not None else None
+        self._ours.subscribe(self._changed)
         self._looking = Looking(kernel, self._ours, unloads, around)
         self._sweep = Sweep(self._looking, self._ours, remover, self._late)
         self._timer: asyncio.TimerHandle | None = None
-        self._running: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[Pass] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._hanging: set[str] = set()
         self._on = False
+        self._failed: dict[str, str] = {}
         self.account = Account()
         unloads.subscribe(self._ours.wanted)
-        recorder.subscribe(self._note)
+        recorder.subscribe(self._ours.note)
         settings.subscribe(self._setting_changed)
 
     # What is ours
@@ -104,12 +100,28 @@ class Autoclean:
         wanted = [normalise(check(name.encode("utf-8", errors="surrogatepass"))) for name in names]
         if len(wanted) > MARKS_MAX:
             raise InvalidName(f"{len(wanted)} names in one call; at most {MARKS_MAX} are taken")
-        identities = await self._identities(wanted)
-        found = {name: identity for name, identity in identities.items() if identity is not None}
+        live, identities = await in_own_thread(
+            "kmod_list",
+            lambda: (self._kernel.modules(), {name: self._kernel.identity(name) for name in wanted}),
+        )
+        # What is part of the kernel image may have a directory in sysfs, too.
+        found = {name: identity for name, identity in identities.items() if name in live and identity}
         if found:
             fields = {"action": "mark", "modules": list(found), "identities": found}
             self._recorder.add("autoclean", fields)
         return list(found)
+
+    def claim(self, modules: Iterable[str]) -> None:
+        """Somebody has asked for these by hand, and has them: they are not ours to unload any more."""
+        released = self._ours.claim({module: self._kernel.identity(module) for module in modules})
+        if released:
+            why = "somebody asked for it by hand"
+            self._recorder.add("autoclean", {"action": "release", "modules": released, "reason": why})
+
+    def _changed(self) -> None:
+        if self._handover is not None:
+            self._handover.change()
+        self._arm()
 
     async def owned(self) -> frozenset[str]:
         """Return the modules of ours that are in the kernel."""
@@ -132,27 +144,45 @@ class Autoclean:
             return None
         return timestamp(datetime.now(UTC) - timedelta(seconds=max(0.0, self._clock() - owned.touched)))
 
-    def _note(self, event: Event) -> None:
-        self._ours.note(event)
-        fields = event.fields
-        if event.event != "request" or fields["source"] == Source.KERNEL.value:
-            return
-        if fields["outcome"] == Outcome.ALREADY_LIVE.value and (mine := self._ours.by_hand(fields["name"])):
-            # Behind the request's own event, for whoever reads them in order.
-            why = f"request {event.id} asked for it by hand"
-            asyncio.get_running_loop().call_soon(self._release, mine, why)
-
-    def _release(self, modules: list[str], why: str) -> None:
-        self._recorder.add("autoclean", {"action": "release", "modules": modules, "reason": why})
-
     # Passes
 
-    async def _count(self, *, wanted: bool) -> None:
-        """Have the kernel count what takes modules, or no longer (the setting `tracing`)."""
+    async def start(self) -> None:
+        """Begin, with what an earlier daemon knew. Whatever goes wrong is told, and costs no more."""
+        try:
+            if self._handover is not None:
+                await self._handover.take_over()
+            await self._count()
+        except Exception:
+            log.exception("autoclean: it begins without what an earlier daemon knew, or without counting")
+        self._on = True
+        self._arm()
+
+    def pause(self) -> None:
+        """Begin no more passes, and no more unloads in one that runs: the daemon stops."""
+        self._on = False
+        self._sweep.stopping = True
+        self._disarm()
+
+    async def stop(self, patience: float) -> None:
+        """Let what runs end, for so many seconds at the most."""
+        self.pause()
+        left = [task for task in (self._running, self._counting) if task is not None]
+        if left:
+            await asyncio.wait(left, timeout=patience)
+        if self._handover is not None:
+            await self._handover.written(patience)
+        if not self._turn.locked():
+            await self._count(stopping=True)
+
+    async def _count(self, *, stopping: bool = False) -> None:
+        """Have the kernel count what takes modules as long as the setting `tracing` is true."""
         counts = self._use_counts
-        if counts is None or wanted is counts.on:
+        if counts is None:
             return
         async with self._turn:
+            wanted = self._settings.tracing and not stopping
+            if wanted is counts.on:
+                return
             await in_own_thread("kmod_autoclean", counts.start if wanted else counts.stop)
             self._looking.forget_counts()
         if wanted and not counts.on:
@@ -160,38 +190,14 @@ class Autoclean:
         self._disarm()
         self._arm()
 
-    async def start(self, history: History) -> None:
-        """Begin, with what earlier daemons told of modules."""
-        await self._count(wanted=self._settings.tracing)
-        now = datetime.now(UTC)
-        told = [
-            (event, max(0.0, (now - datetime.fromisoformat(event["time"])).total_seconds()))
-            async for event in history.events()
-        ]
-        self._ours.take_over(told)
-        self._on = True
-        self._arm()
-
-    async def stop(self, patience: float) -> None:
-        """Begin no more passes; let one that runs end for a while."""
-        self._on = False
-        self._disarm()
-        if self._running is not None:
-            await asyncio.wait([self._running], timeout=patience)
-            self._running.cancel()
-        if self._counting is not None:
-            await asyncio.wait([self._counting], timeout=patience)
-        if not self._turn.locked():
-            await self._count(wanted=False)
-
-    def _setting_changed(self, key: str, _old: Value, new: Value) -> None:
+    def _setting_changed(self, key: str, _old: Value, _new: Value) -> None:
         """A changed delay holds at once, also for what waits already (S12)."""
         if key in KEYS:
             self._limits = Limits(self._settings, shipped())
             self._disarm()
             self._arm()
-        if key == "tracing" and self._on:
-            self._counting = asyncio.get_running_loop().create_task(self._count(wanted=bool(new)))
+        if key == "tracing":
+            self._counting = asyncio.get_running_loop().create_task(self._count())
 
     def _arm(self) -> None:
         """Have a pass made, where anything may go; a daemon without such modules does not wake up."""
@@ -205,9 +211,7 @@ class Autoclean:
         self._timer = asyncio.get_running_loop().call_later(max(_SHORTEST, pause), self._begin)
 
     def _any_may_go(self) -> bool:
-        return any(
-            self._limits.delay(module) and self._limits.kept(module) is None for module in self._ours.all()
-        )
+        return any(self._limits.may_go(module) for module in self._ours.all())
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -216,35 +220,53 @@ class Autoclean:
 
     def _begin(self) -> None:
         self._timer = None
-        self._running = asyncio.get_running_loop().create_task(self._pass_by_itself())
+        self._running = asyncio.get_running_loop().create_task(self._pass())
+        self._running.add_done_callback(self._pass_ended)
 
-    async def _pass_by_itself(self) -> None:
-        try:
-            await self.run()
-        except Exception:
-            log.exception("autoclean: a pass has failed")
-        finally:
-            self._running = None
-            self._arm()
+    def _pass_ended(self, running: asyncio.Task[Pass]) -> None:
+        self._running = None
+        if not running.cancelled() and (error := running.exception()) is not None:
+            log.error("autoclean: a pass has failed: %s", error, exc_info=error)
+        self._arm()
 
-    async def run(self, *, dry: bool = False) -> Pass:
-        """Make a pass now, one at a time, and return what became of each module of ours; `dry`: only look."""
+    async def run(self) -> Pass:
+        """Make a pass now, one at a time, and return what became of each module of ours.
+
+        Who does not wait for it any more does not end it.
+
+        Raises:
+            KmoddError: it cannot be found out what uses the modules.
+        """
+        return await asyncio.shield(asyncio.get_running_loop().create_task(self._pass()))
+
+    async def look(self) -> Pass:
+        """Return what would become of each module of ours now; nothing is changed.
+
+        Raises:
+            KmoddError: as `run`.
+        """
+        return await asyncio.shield(asyncio.get_running_loop().create_task(self._look()))
+
+    async def _look(self) -> Pass:
         async with self._turn:
-            if dry:
-                _look, verdicts, sizes = await self._sweep.judge(self._limits, dry=True)
-                return Pass(tuple(verdicts), sizes)
-            made = await self._sweep.run(self._limits)
+            _look, verdicts, sizes = await self._sweep.judge(self._limits, dry=True)
+        return Pass(tuple(verdicts), sizes)
+
+    async def _pass(self) -> Pass:
+        async with self._turn:
+            made = await self._sweep.run(lambda: self._limits)
         self._tell(made)
         return made
 
     def _late(self, module: str, size: int, work: asyncio.Task[None]) -> None:
-        """The exit function of a module takes long."""
+        """The unload of a module takes long."""
         telling = asyncio.get_running_loop().call_later(HANGS - PATIENCE, self._hangs, module)
         work.add_done_callback(lambda done: self._has_ended(module, size, done, telling))
 
     def _hangs(self, module: str) -> None:
         self._hanging.add(module)
-        why = f"the exit function of {module} has not returned for {seconds(HANGS)}"
+        self._unloads.hangs(module)
+        why = f"the unload of {module} has not ended for {seconds(HANGS)}"
         log.warning("autoclean: %s; it may never", why)
         self._recorder.add("autoclean", {"action": "hangs", "modules": [module], "reason": why})
 
@@ -255,7 +277,7 @@ class Autoclean:
         telling.cancel()
         if module in self._hanging:
             self._hanging.discard(module)
-            log.info("autoclean: the exit function of %s has returned", module)
+            log.info("autoclean: the unload of %s has ended", module)
         if work.cancelled():
             return
         error = work.exception()
@@ -273,7 +295,8 @@ class Autoclean:
         account.unloaded += len(made.unloaded)
         account.failed += len(made.failed)
         account.size += made.size
-        if made.unloaded or made.failed:
+        failed, self._failed = self._failed, dict(made.failed)
+        if made.unloaded or self._failed != failed:  # what goes on failing is told once
             self._recorder.add(
                 "autoclean",
                 {
@@ -300,7 +323,3 @@ class Autoclean:
             "hanging": sorted(self._hanging),
             "waited": self._unloads.waited,
         }
-
-
-def _no_aliases(_name: str) -> Collection[str]:
-    return ()

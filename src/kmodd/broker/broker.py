@@ -10,7 +10,7 @@ import asyncio
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -69,6 +69,8 @@ class Broker:
         self._running: dict[int, Load] = {}
         self._tickets: dict[int, Ticket] = {}
         self._watch = DeadlockWatch(self, find_blocked, asleep)
+        self.on_by_hand: Callable[[Collection[str]], None] = lambda _modules: None
+        """Told of the modules that somebody else than the kernel has asked for, and has."""
         self.stopping = False
         self.outcomes: Counter[str] = Counter()
         self.requests_total = 0
@@ -127,7 +129,7 @@ class Broker:
             self._start(ticket)
             return
         ticket.load = load
-        load.by_hand |= request.source is not Source.KERNEL
+        load.by_kernel |= request.source is Source.KERNEL
         load.tickets[request.id] = ticket
         if load.gate.judged and not self._judge(ticket, load):
             return
@@ -138,7 +140,7 @@ class Broker:
         """Start the load that a request is the first to wait for; both may have ended when this returns."""
         request = ticket.request
         load = Load(self, self._recorder.next_id(), request.name, request.id, request.received)
-        load.by_hand = request.source is not Source.KERNEL
+        load.by_kernel = request.source is Source.KERNEL
         self._in_flight[request.name] = ticket.load = load
         self._running[load.number] = load
         load.tickets[request.id] = ticket
@@ -160,6 +162,7 @@ class Broker:
 
     def plan_known(self, load: Load, plan: Callable[[], Plan | None]) -> bool:
         """Judge all who wait for a load by what it would bring; return whether one of them may have it."""
+        load.plan = plan
         load.gate.judge_by(plan)
         for ticket in load.early:
             load.gate.judge(self._facts(ticket))
@@ -290,13 +293,24 @@ class Broker:
                     "reasons": dict(report.reasons),
                     "identities": {module: self._identity(module) for module in modules or ()},
                     "request": load.first,
-                    "autoload": not load.by_hand,
+                    "autoload": self._came_by_itself(load, report),
                 },
             )
         for ticket in list(load.tickets.values()):
             self._end(ticket, self._result_for(ticket, load, report))
         if not self._running:
             self._watch.stop()
+
+    @staticmethod
+    def _came_by_itself(load: Load, report: Report) -> list[str]:
+        """Return the modules that a request of the kernel has brought in: those that it was to bring in.
+
+        What else came while a command ran may be somebody else's.
+        """
+        if not load.by_kernel or not report.modules:
+            return []
+        planned = load.planned()
+        return [module for module in report.modules if module in planned]
 
     @staticmethod
     def _result_for(ticket: Ticket, load: Load, report: Report) -> Result:
@@ -321,6 +335,8 @@ class Broker:
         if early:
             ticket.tell_status(result.status)
         ticket.tell_result(result)
+        if result.status == 0 and request.source is not Source.KERNEL and ticket.load is not None:
+            self.on_by_hand(ticket.load.planned())
 
     def deadlock(self, number: int) -> None:
         """Tell request `number` EDEADLK; the load goes on."""

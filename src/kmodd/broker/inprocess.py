@@ -18,7 +18,7 @@ from kmodd.broker.installed import Installed
 from kmodd.broker.loader import Loader, Progress, Report, denied
 from kmodd.broker.modules import Failure, ModuleLoads
 from kmodd.broker.unloads import Unloads
-from kmodd.errors import KmoddError, errno_words
+from kmodd.errors import KernelError, KmoddError, errno_words
 from kmodd.kernel.interface import Kernel
 from kmodd.model import Outcome
 from kmodd.settings import Settings
@@ -93,7 +93,7 @@ class InProcessLoader:
         try:
             plan = self._plan(snapshot, name)
         except KmoddError as err:
-            return self._no_plan(name, err, progress)
+            return self.no_plan(name, err, progress)
         if self.unloads.busy(plan.modules()):
             return self._load_later(name, progress)
         begun = self._begin(plan, snapshot.index.release, progress)
@@ -104,14 +104,17 @@ class InProcessLoader:
         try:
             plan, release = await self.settled(name)
         except KmoddError as err:
-            return self._no_plan(name, err, progress)
+            return self.no_plan(name, err, progress)
         return self._begin(plan, release, progress) or await self._carry_out(plan, progress)
 
     @staticmethod
-    def _no_plan(name: str, err: KmoddError, progress: Progress) -> Report:
+    def no_plan(name: str, err: KmoddError, progress: Progress) -> Report:
+        """Have the requests judged by nothing; return the report where there is no plan."""
         if not progress.may_begin(lambda: None):
             return denied(name)
         number = errno.ENOENT if isinstance(err, NoTree) else errno.EINVAL
+        if isinstance(err, KernelError):
+            number = err.errno
         return Report(Outcome.FAILED, -number, (), f"cannot load {name}: {err}")
 
     def _begin(self, plan: Plan, release: str, progress: Progress) -> Report | None:
@@ -275,6 +278,8 @@ class ChosenLoader:
         try:
             plan = (await self._in_process.settled(name))[0]
         except KmoddError as err:
+            if isinstance(err, KernelError):
+                return self._in_process.no_plan(name, err, progress)
             if progress.judged_by_plan():
                 # What it would load nobody can say, and so not whether that is denied.
                 progress.may_begin(lambda: None)

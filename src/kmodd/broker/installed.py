@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kmodd.broker.threads import in_own_thread
 from kmodd.errors import KmoddError
+from kmodd.kernel.uses import Kinds
 from kmodd.names import normalise
 from kmodd.tree import keep, modprobed, snapshot
 from kmodd.tree.index import NoTree
@@ -29,7 +30,7 @@ class Installed:
         self._release = release
         self._enter_root = enter_root
         self._snapshot: Snapshot | None = None
-        self._makers: tuple[Snapshot, frozenset[str]] | None = None
+        self._kinds: tuple[Snapshot, Kinds] | None = None
         self._watch: Watch | None = None
         self._root: tuple[str, str] | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -87,21 +88,24 @@ class Installed:
         known = self._snapshot
         return [] if known is None else known.index.alias(normalise(name))
 
-    def link_makers(self) -> frozenset[str] | None:
-        """Return the installed modules that make network interfaces of a kind, None while they are not known.
+    def kinds(self) -> Kinds | None:
+        """Return what aliases say of the installed modules, None while they are not known.
 
         It reads all aliases where they have changed: from a thread.
         """
         known = self._snapshot
         if known is None:
             return None
-        if self._makers is None or self._makers[0] is not known:
+        if self._kinds is None or self._kinds[0] is not known:
             # As the index has them, with `_` for `-`.
-            found = frozenset(
-                module for alias, module in known.index.aliases() if alias.startswith("rtnl_link_")
-            )
-            self._makers = known, found
-        return self._makers[1]
+            aliases = known.index.aliases()
+            links = frozenset(module for alias, module in aliases if alias.startswith("rtnl_link_"))
+            devices = frozenset(module for alias, module in aliases if ":" in alias)
+            nodes: dict[str, tuple[tuple[str, str], ...]] = {}
+            for module, node, device in known.index.devnames():
+                nodes[module] = (*nodes.get(module, ()), (node, device))
+            self._kinds = known, Kinds(links, devices, nodes)
+        return self._kinds[1]
 
     @property
     def known(self) -> Snapshot | None:

@@ -5,6 +5,8 @@ It looks in a thread and decides nothing: `autoclean.rule` does.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,16 @@ from kmodd.autoclean.rule import Candidate, own_users
 from kmodd.broker.ours import Ours, Owned
 from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
+from kmodd.errors import KmoddError
+from kmodd.kernel import nodes
 from kmodd.kernel.interface import Kernel, Module
-from kmodd.kernel.uses import Uses
+from kmodd.kernel.nodes import Node
+from kmodd.kernel.uses import Kinds, Uses
 
+log = logging.getLogger(__name__)
+
+LOOK_MAX = 30.0
+"""Seconds that a look may take."""
 OLD = 2.0
 """Seconds after which what was seen does not count any more."""
 _SEALED = "kmodd is sealed, and would not let it in again"
@@ -49,8 +58,8 @@ class Aliases(Protocol):
     def aliased(self, name: str) -> Collection[str]:
         """Return the installed modules of an alias, as far as they are known."""
 
-    def link_makers(self) -> Collection[str] | None:
-        """Return those that make network interfaces of a kind; None: not known. Blocks."""
+    def kinds(self) -> Kinds | None:
+        """Return what aliases say of the installed modules; None: they are not known. Blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +67,16 @@ class Around:
     """What autoclean looks at beside the kernel and the settings.
 
     `use_counts`: None where nothing can be counted. `installed`: what aliases there are, None in a simulated
-    kernel. `sealed`: whether what goes may not come in again; then nothing goes. `clock`: seconds.
+    kernel. `sealed`: whether what goes may not come in again; then nothing goes. `directory`: where a later
+    daemon finds what is ours, None for nowhere. `enter_root` moves a thread to PID 1's root, where device
+    files are. `clock`: seconds.
     """
 
     use_counts: UseCounts | None = None
     installed: Aliases | None = None
     sealed: Callable[[], bool] = lambda: False
+    directory: str | None = None
+    enter_root: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
 
@@ -72,6 +85,7 @@ class Look:
     """All modules at one moment; of ours which ones they are, what uses them, how often each was taken."""
 
     began: float
+    ended: float
     owned: Mapping[str, Owned]
     modules: Mapping[str, Module]
     identities: Mapping[str, str | None]
@@ -88,11 +102,14 @@ class Looking:
         self._unloads = unloads
         self._use_counts = around.use_counts
         self._aliased = _no_aliases if around.installed is None else around.installed.aliased
-        self._link_makers = frozenset if around.installed is None else around.installed.link_makers
+        self._kinds = Kinds if around.installed is None else around.installed.kinds
         self._sealed = around.sealed
+        self._enter_root = around.enter_root
         self.clock = around.clock
+        self._nodes: dict[str, tuple[Node, ...]] = {}
         self._gets: Mapping[str, int] | None = None
         self._lost = False
+        self._last: asyncio.Task[Look] | None = None
 
     @property
     def counted(self) -> bool:
@@ -105,8 +122,25 @@ class Looking:
         for owned in self._ours.all().values():
             owned.gets = None
 
+    def sealed(self) -> bool:
+        """Whether what goes may not come in again."""
+        return self._sealed()
+
     async def look(self) -> Look:
-        """Look in a thread of its own."""
+        """Look in a thread of its own.
+
+        Raises:
+            KmoddError: a look has not ended for half a minute, this one or one before it.
+        """
+        if self._last is None or self._last.done():
+            self._last = asyncio.get_running_loop().create_task(self._look())
+        done, _pending = await asyncio.wait([self._last], timeout=LOOK_MAX)
+        if not done:
+            # Whatever holds it up, as an exit function does that hangs with a lock of the kernel's.
+            raise KmoddError(f"to find out what uses modules takes longer than {LOOK_MAX:.0f} s")
+        return self._last.result()
+
+    async def _look(self) -> Look:
         owned, counts = self._ours.all(), self._use_counts
         if self._lost:
             self._lost = False
@@ -119,11 +153,14 @@ class Looking:
             modules = self._kernel.modules()
             identities = {name: self._kernel.identity(name) for name in owned}
             unheld = [name for name in owned if name in modules and not _own_users(modules[name])]
-            uses = self._kernel.uses_of(unheld, self._aliased, self._link_makers())
+            uses = self._kernel.uses_of(unheld, self._aliased, self._kinds())
             words = {name: _in_words(use) for name, use in uses.items() if use}
-            return Look(began, owned, modules, identities, words, gets)
+            return Look(began, self.clock(), owned, modules, identities, words, gets)
 
-        return await in_own_thread("kmod_autoclean", look)
+        found = await in_own_thread("kmod_autoclean", look)
+        # What is counted from then on is not to be compared with what was.
+        self._lost |= self.counted and found.gets is None
+        return found
 
     def candidates(
         self, look: Look, limits: Limits, commanded: Collection[str], *, dry: bool
@@ -175,26 +212,42 @@ class Looking:
         touched = max(owned.touched, look.began) if in_use or taken or in_doubt else owned.touched
         return touched, owned.used or in_use or taken
 
-    def in_use(self, module: str, owned: Owned, looked: float) -> str | None:
+    def in_use(self, module: str, owned: Owned, look: Look) -> str | None:
         """Return what uses a module after all, None for nothing: in the thread that unloads it, right before.
 
-        Requests that come from now on wait until it has gone; those that came since `looked` are known by
+        Requests that come from now on wait until it has gone; those that came since the look are known by
         what they have touched.
         """
-        if owned.touched > looked or self._unloads.is_needed(module):
+        if owned.touched > look.began or self._unloads.is_needed(module):
             return "a request has just asked for it"
-        if self.clock() - looked > OLD:
+        if self._ours.get(module) is not owned:
+            return "it is not kmodd's any more"
+        if self._sealed():
+            return _SEALED
+        if self.clock() - look.ended > OLD:
             return "what has been seen may be so no more"
         if self._kernel.identity(module) != owned.identity:
             return "another one of its name is there now"
-        makers = self._link_makers()
-        if makers is None or module in makers:
-            uses = self._kernel.uses_of([module], self._aliased, makers)[module]
-        else:
-            uses = self._kernel.uses(module, self._aliased)
+        kinds = self._kinds()
+        uses = self._kernel.uses_of([module], self._aliased, kinds)[module]
         if uses:
             return _in_words(uses)
+        if kinds is not None and module in kinds.nodes:
+            try:
+                self._enter_root()
+            except OSError as err:
+                return f"its device file cannot be looked after: {err.strerror}"
+            self._nodes[module] = nodes.seen(kinds.nodes[module])
         return self._taken_since(module, owned)
+
+    def gone(self, module: str) -> None:
+        """Put back what has gone with a module, and others need to have it come again; in the same thread."""
+        try:
+            nodes.put_back(self._nodes.pop(module, ()))
+        except OSError as err:
+            log.warning(
+                "autoclean: %s took its device file with it, which cannot be put back: %s", module, err
+            )
 
     def _taken_since(self, module: str, owned: Owned) -> str | None:
         if owned.gets is None or self._use_counts is None:

@@ -17,7 +17,8 @@ from kmodd.broker import commands
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress
 from kmodd.broker.own import ByOthers, Own, nothing
-from kmodd.broker.threads import in_own_thread
+from kmodd.broker.pace import Pace
+from kmodd.broker.threads import start_thread
 from kmodd.errors import KmoddError, errno_words
 from kmodd.kernel import init, refusal
 from kmodd.kernel.interface import Kernel
@@ -51,15 +52,16 @@ class Loaded:
 class ModuleLoad:
     """The load of one module in progress."""
 
-    __slots__ = ("module", "number", "session", "task", "tid")
+    __slots__ = ("begun", "module", "number", "session", "tid", "waiters")
 
     def __init__(self, number: int, module: str) -> None:
         self.number = number
         self.module = module
+        self.begun = time.monotonic_ns()
+        self.waiters: list[asyncio.Future[Loaded]] = []
         # These two are set by its thread, once: who is blocked when the module asks for another.
         self.tid: int | None = None
         self.session: int | None = None
-        self.task: asyncio.Task[Loaded] | None = None
 
 
 class ModuleLoads:
@@ -82,6 +84,7 @@ class ModuleLoads:
         self._own = own or Own()
         self._by_others = by_others
         self._in_flight: dict[str, ModuleLoad] = {}
+        self._pace = Pace()
 
     def running(self) -> list[RunningLoad]:
         """Return them as the search for deadlocks sees them."""
@@ -94,32 +97,52 @@ class ModuleLoads:
         if load is None:
             load = ModuleLoad(self._next_number(), step.module)
             self._in_flight[step.module] = load
-            load.task = asyncio.get_running_loop().create_task(self._run(load, step))
-        assert load.task is not None
         progress.awaits(load.number, shared=shared)
+        # One for each: whoever gives up leaves the load to the others, and to the kernel.
+        waiter: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        load.waiters.append(waiter)
+        if not shared:
+            self._pace.begin(partial(self._start, load, step))
         try:
-            # Whoever gives up leaves it to the others, and to the kernel: a load cannot be taken back.
-            return await asyncio.shield(load.task), shared
+            return await waiter, shared
         finally:
             progress.got(load.number)
 
-    async def _run(self, load: ModuleLoad, step: Step) -> Loaded:
+    def _start(self, load: ModuleLoad, step: Step) -> None:
+        """Start its thread; no task beside it: that would cost turns of the event loop for each module."""
         by_command = step.action is Action.RUN
         work = partial(self._command if by_command else self._insert, load, step)
-        begun = time.monotonic_ns()
         try:
-            ended = await in_own_thread("kmod_loader", work)
+            start_thread("kmod_loader", work, partial(self._ended, load, step))
         except OSError as err:
-            number = err.errno or errno.EIO
-            what = f"cannot enter {init.ROOT}: " if err.filename == init.ROOT else ""
-            ended = Loaded(Failure(step.module, -number, what + errno_words(number)))
-        finally:
-            del self._in_flight[step.module]
-        if by_command and ended.brought_in:
-            others = self._by_others(begun)
-            brought_in = tuple(module for module in ended.brought_in if module not in others)
-            ended = Loaded(ended.failure, brought_in)
-        return ended
+            self._ended(load, step, None, err)
+
+    def _ended(self, load: ModuleLoad, step: Step, ended: Loaded | None, error: BaseException | None) -> None:
+        del self._in_flight[step.module]
+        self._pace.ended()
+        if isinstance(error, OSError):
+            ended = self._failed(step, error)
+        elif ended is not None and step.action is Action.RUN and ended.brought_in:
+            try:
+                others = self._by_others(load.begun)
+            except Exception as err:  # noqa: BLE001 - raised where it is awaited, as the thread's are
+                ended, error = None, err
+            else:
+                brought_in = tuple(module for module in ended.brought_in if module not in others)
+                ended = Loaded(ended.failure, brought_in)
+        for waiter in load.waiters:
+            if waiter.done():
+                continue
+            if ended is None:
+                waiter.set_exception(error or RuntimeError("a load has ended without a word"))
+            else:
+                waiter.set_result(ended)
+
+    @staticmethod
+    def _failed(step: Step, err: OSError) -> Loaded:
+        number = err.errno or errno.EIO
+        what = f"cannot enter {init.ROOT}: " if err.filename == init.ROOT else ""
+        return Loaded(Failure(step.module, -number, what + errno_words(number)))
 
     # In the loader's thread
 

@@ -130,10 +130,13 @@ class Remover:
         except KernelError:
             return True
 
-    async def remove_idle(self, module: str, reason: str, used: Callable[[], str | None]) -> None:
+    async def remove_idle(
+        self, module: str, reason: str, used: Callable[[], str | None], gone: Callable[[], None]
+    ) -> None:
         """Unload a module that nobody uses, and only by the kernel's own means: no command is run.
 
-        `used` looks once more, in the thread that unloads, and returns what uses it after all, in words.
+        `used` looks once more, in the thread that unloads, and returns what uses it after all, in words;
+        `gone` is called there once it has gone.
 
         Raises:
             KernelError: it stays; `errno` is EBUSY where `used` has found something.
@@ -145,6 +148,7 @@ class Remover:
                 if (why := used()) is not None:
                     raise KernelError(f"cannot unload {module}: {why}", errno.EBUSY)
                 self._unload_here(module)
+                gone()
 
             try:
                 await in_own_thread("kmod_unloader", work)

@@ -12,7 +12,7 @@ from functools import partial
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress, Report, denied
 from kmodd.broker.unloads import Unloads
-from kmodd.errors import errno_words
+from kmodd.errors import KernelError, errno_words
 from kmodd.kernel.interface import BlockedTask, Wait
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import Outcome
@@ -39,9 +39,13 @@ class SimulatedLoader:
         """Load every module that `name` stands for, each behind its dependencies."""
         session = next(self._sessions)
         progress.session(session)
-        plan, _release = await self._unloads.settled(
-            partial(self.find_plan, name), lambda found: found[0].modules()
-        )
+        try:
+            plan, _release = await self._unloads.settled(
+                partial(self.find_plan, name), lambda found: found[0].modules()
+            )
+        except KernelError as err:
+            progress.may_begin(lambda: None)
+            return Report(Outcome.FAILED, -err.errno, (), f"cannot load {name}: {err}")
         if not progress.may_begin(lambda: plan):
             return denied(name)
         if not plan.targets:

@@ -23,7 +23,7 @@ PATIENCE = 1.0
 """Seconds that a pass waits for a module's exit function before it goes on with the next module."""
 _LOOKS = 100
 """How often one pass looks; each time something has gone."""
-_DISTURBED = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOENT, errno.EPERM})
+_DISTURBED = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOENT, errno.EPERM, errno.EALREADY})
 
 
 def is_failure(err: BaseException) -> bool:
@@ -93,6 +93,8 @@ class Sweep:
         self._ours = ours
         self._remover = remover
         self._late = late
+        self.stopping = False
+        """Unload nothing more."""
 
     async def judge(self, limits: Limits, *, dry: bool) -> tuple[Look, list[Verdict], dict[str, int]]:
         """Look; return what was seen, the verdicts, and the size of each module."""
@@ -102,34 +104,38 @@ class Sweep:
         sizes = {candidate.module: candidate.size for candidate in candidates}
         return look, decide(candidates, look.began), sizes
 
-    async def run(self, limits: Limits) -> Pass:
-        """Make a pass, and return what became of each module of ours."""
+    async def run(self, limits: Callable[[], Limits]) -> Pass:
+        """Make a pass, and return what became of each module of ours; `limits` are those of the moment."""
         sofar = _Sofar()
         for _ in range(_LOOKS):
-            look, verdicts, sizes = await self.judge(limits, dry=False)
+            look, verdicts, sizes = await self.judge(limits(), dry=False)
             before = len(sofar.gone)
             sofar.sizes.update(sizes)
-            all_seen = await self._unload(look, verdicts, sofar)
+            all_seen = await self._unload(look, verdicts, limits, sofar)
             if all_seen or len(sofar.gone) == before:
                 break
         return sofar.made()
 
-    async def _unload(self, look: Look, verdicts: list[Verdict], sofar: _Sofar) -> bool:
+    async def _unload(
+        self, look: Look, verdicts: list[Verdict], limits: Callable[[], Limits], sofar: _Sofar
+    ) -> bool:
         """Unload those that go; False where the look has become too old before all were tried."""
         sofar.stays = {verdict.module: verdict for verdict in verdicts if not verdict.goes}
         for verdict in verdicts:
             module = verdict.module
             if not verdict.goes or module in sofar.failed:
                 continue
-            if self._looking.clock() - look.began > OLD:
+            if self._looking.clock() - look.ended > OLD:
                 sofar.stays[module] = Verdict(module, False, "it is looked at again", 0)
                 return False
             owned = self._ours.get(module)
-            if owned is None:
+            # Since the verdict somebody may have changed a setting, or claimed it.
+            if owned is None or self.stopping or not limits().may_go(module):
+                sofar.stays[module] = Verdict(module, False, "that it goes has just been taken back")
                 continue
             try:
-                gone = await self._one(module, sofar.sizes[module], owned, verdict.reason, look.began)
-            except KernelError as err:
+                gone = await self._one(module, sofar.sizes[module], owned, verdict.reason, look)
+            except Exception as err:  # noqa: BLE001 - one module's failure is not the others'
                 if is_failure(err):
                     sofar.failed[module] = str(err)
                     # Not each time anew, if it is its own nature.
@@ -142,14 +148,19 @@ class Sweep:
                     sofar.stays[module] = Verdict(module, False, "it is being unloaded")
         return True
 
-    async def _one(self, module: str, size: int, owned: Owned, reason: str, looked: float) -> bool:
+    async def _one(self, module: str, size: int, owned: Owned, reason: str, look: Look) -> bool:
         """Unload one module; False where that takes long: the pass goes on meanwhile.
 
         Raises:
             KernelError: it stays: it has found a user, or the kernel has refused.
         """
         work = asyncio.get_running_loop().create_task(
-            self._remover.remove_idle(module, reason, lambda: self._looking.in_use(module, owned, looked))
+            self._remover.remove_idle(
+                module,
+                reason,
+                lambda: self._looking.in_use(module, owned, look),
+                lambda: self._looking.gone(module),
+            )
         )
         done, _pending = await asyncio.wait([work], timeout=PATIENCE)
         if done:

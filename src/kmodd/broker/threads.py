@@ -14,6 +14,10 @@ from kmodd.kernel import libc
 T = TypeVar("T")
 
 
+_ALL_SIGNALS = tuple(map(int, signal.valid_signals()))
+"""As numbers: to make enums of them takes longer than all else at a thread's start."""
+
+
 async def in_own_thread(name: str, work: Callable[[], T]) -> T:
     """Run blocking `work` in a new thread of that name with all signals blocked; return what it returns.
 
@@ -23,8 +27,7 @@ async def in_own_thread(name: str, work: Callable[[], T]) -> T:
     Raises:
         OSError: EAGAIN, no thread can be started; or what `work` raised.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if future.done():
@@ -34,9 +37,24 @@ async def in_own_thread(name: str, work: Callable[[], T]) -> T:
         else:
             future.set_result(result)  # type: ignore[arg-type]  # None only where T is
 
+    start_thread(name, work, settle)
+    return await future
+
+
+def start_thread(
+    name: str, work: Callable[[], T], settle: Callable[[T | None, BaseException | None], None]
+) -> None:
+    """Run `work` as `in_own_thread` does; call `settle` with what it returned or raised, on the event loop.
+
+    Raises:
+        OSError: EAGAIN, no thread can be started; `settle` is not called then.
+    """
+    loop = asyncio.get_running_loop()
+
     def run() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        result, error = None, None
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+        result: T | None = None
+        error: BaseException | None = None
         try:
             libc.set_thread_name(name)
             result = work()
@@ -52,4 +70,3 @@ async def in_own_thread(name: str, work: Callable[[], T]) -> T:
         _thread.start_new_thread(run, ())
     except RuntimeError as err:
         raise BlockingIOError(11, "Resource temporarily unavailable", "thread") from err
-    return await future

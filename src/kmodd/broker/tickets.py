@@ -113,12 +113,13 @@ class Load:
 
     __slots__ = (
         "_broker",
-        "by_hand",
+        "by_kernel",
         "early",
         "first",
         "gate",
         "name",
         "number",
+        "plan",
         "refused",
         "session_id",
         "started",
@@ -141,13 +142,19 @@ class Load:
         self.early: list[Ticket] = []
         self.gate = Gate(broker.policy)
         self.refused = False
-        self.by_hand = False
-        """Whether anybody but the kernel has asked for it."""
+        self.by_kernel = False
+        """Whether the kernel has asked for it, too."""
+        self.plan: Callable[[], Plan | None] = lambda: None
         self.task: asyncio.Task[None] | None = None
 
     def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
         """See `loader.Progress`."""
         return self._broker.plan_known(self, plan)
+
+    def planned(self) -> frozenset[str]:
+        """Return all modules of its plan, those that were live too; none where there is none."""
+        plan = self.plan()
+        return frozenset() if plan is None else frozenset(plan.modules())
 
     def judged_by_plan(self) -> bool:
         """See `loader.Progress`."""

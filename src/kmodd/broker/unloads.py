@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
+
+from kmodd.errors import KernelError, errno_words
 
 T = TypeVar("T")
 
@@ -20,6 +23,7 @@ class Unloads:
 
     def __init__(self) -> None:
         self._going: dict[str, asyncio.Future[None]] = {}
+        self._hung: set[str] = set()
         self.waited = 0
         """How many requests have waited for an unload."""
         self._needed: Counter[str] = Counter()
@@ -44,7 +48,9 @@ class Unloads:
             yield
         finally:
             del self._going[module]
-            ended.set_result(None)
+            self._hung.discard(module)
+            if not ended.done():
+                ended.set_result(None)
 
     def subscribe(self, told: Callable[[Iterable[str]], None]) -> None:
         """Call `told(modules)` when a request comes to need modules, and when it does not any more."""
@@ -74,13 +80,29 @@ class Unloads:
         for told in self._told:
             told(modules)
 
+    def hangs(self, module: str) -> None:
+        """The unload of a module does not end: whoever needs the module waits no longer."""
+        ended = self._going.get(module)
+        if ended is not None and not ended.done():
+            self._hung.add(module)
+            ended.set_result(None)
+
     async def settled(self, find: Callable[[], Awaitable[T]], modules: Callable[[T], Iterable[str]]) -> T:
-        """Return what `find` finds once none of its `modules` is being unloaded."""
+        """Return what `find` finds once none of its `modules` is being unloaded.
+
+        Raises:
+            KernelError: EBUSY, one of them is, and it does not end; or what `find` raises.
+        """
         found, waits = await find(), False
         while self._going:
             ends = [self._going[module] for module in modules(found) if module in self._going]
             if not ends:
                 break
+            if hung := next((module for module in modules(found) if module in self._hung), None):
+                raise KernelError(
+                    f"{hung} is being unloaded, and that does not end: {errno_words(errno.EBUSY)}",
+                    errno.EBUSY,
+                )
             self.waited += not waits
             waits = True
             await asyncio.wait(ends)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from kmodd.kernel.uses import StandsFor, Uses
+from kmodd.kernel.uses import Kinds, StandsFor, Uses
 
 
 class ModuleState(enum.Enum):
@@ -99,7 +99,7 @@ class Kernel(Protocol):
         """Return what is known to use a module in the kernel: nothing that it says is complete."""
 
     def uses_of(
-        self, names: Collection[str], stands_for: StandsFor, link_makers: Collection[str] | None
+        self, names: Collection[str], stands_for: StandsFor, kinds: Kinds | None
     ) -> Mapping[str, Uses]:
         """Return what is known to use each of these modules, also without a reference; see `inuse`."""
 

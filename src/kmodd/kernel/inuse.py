@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from kmodd.kernel import links, uses
 from kmodd.kernel.links import Link
-from kmodd.kernel.uses import Device, Disk, StandsFor, Uses, names, read, safe
+from kmodd.kernel.uses import Device, Disk, Kinds, StandsFor, Uses, names, read, safe
 from kmodd.names import normalise
 
 OF_THE_LOAD = frozenset(
@@ -50,25 +50,25 @@ UNSEEN = "a network namespace that cannot be looked into, where it may have inte
 def look(
     modules: Collection[str],
     stands_for: StandsFor,
-    link_makers: Collection[str] | None = None,
+    kinds: Kinds | None = None,
     proc: str = "/proc",
     sys: str = "/sys",
 ) -> Mapping[str, Uses]:
     """Return what is known to use each of these live modules, by their names as the kernel spells them.
 
-    `link_makers`: the modules that have an alias `rtnl-link-*`; None: not known, any may be one. For each of
-    these it is told where there is a network namespace that cannot be looked into. What else cannot be read
-    is not known: nothing is raised. It blocks for as long as it takes to read some thousand files of procfs
-    and sysfs, none of them on a disk but where a namespace is kept by nothing but a mount of PID 1's.
+    `kinds`: None: not known, any module may be of each kind. For each maker of network interfaces it is told
+    where there is a network namespace that cannot be looked into. What else cannot be read is not known:
+    nothing is raised. It blocks for as long as it takes to read some thousand files of procfs and sysfs, none
+    of them on a disk but where a namespace is kept by nothing but a mount of PID 1's.
     """
     stands_for = functools.cache(stands_for)
     mounts = uses.mounts(proc)
     bound = {module: uses.devices(module, sys) for module in modules}
     others: dict[str, list[str]] = {module: [] for module in modules}
     for module, told in (
-        *_links(modules, stands_for, link_makers, proc),
+        *_links(modules, stands_for, None if kinds is None else kinds.link_makers, proc),
         *_hosts(sys),
-        *_for_devices(bound, stands_for, sys),
+        *_for_devices(bound, stands_for, None if kinds is None else kinds.for_devices, sys),
     ):
         if module in others:
             others[module].append(told)
@@ -128,7 +128,7 @@ def _hosts(sys: str) -> Iterator[tuple[str, str]]:
 
 
 def _for_devices(
-    bound: Mapping[str, tuple[Device, ...]], stands_for: StandsFor, sys: str
+    bound: Mapping[str, tuple[Device, ...]], stands_for: StandsFor, some: Collection[str] | None, sys: str
 ) -> Iterator[tuple[str, str]]:
     """Yield the modules that are there for a device, and have no driver that could be bound to it.
 
@@ -137,7 +137,10 @@ def _for_devices(
     buses = {
         module: {entry.partition(":")[0] for entry in names(f"{sys}/module/{module}/drivers")}
         for module in bound
+        if some is None or module in some
     }
+    if not buses:
+        return  # it would take as long as all the rest
     for bus, name, modalias in _modaliases(sys):
         for module in stands_for(modalias):
             if module in buses and bus not in buses[module]:

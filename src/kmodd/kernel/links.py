@@ -68,7 +68,7 @@ class Unreadable(Exception):
 def everywhere(proc: str = "/proc") -> Links:
     """Return the interfaces of all namespaces. It blocks, and nothing is raised."""
     seen: dict[str, list[Link]] = {}
-    unseen = 0
+    unseen = 1  # until it is known better
 
     def look() -> None:
         nonlocal unseen
@@ -193,6 +193,8 @@ def _dump() -> list[tuple[str, str, bool]] | None:
             for kind, flags, part in messages(data):
                 whole = whole and not flags & _DUMP_INTERRUPTED
                 if kind == _DONE:
+                    if part[:4] not in {b"", bytes(4)}:
+                        raise Unreadable  # an errno: it is not all of them
                     return found if whole else None
                 if kind == _ERROR:
                     raise Unreadable

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from kmodd.kernel import inuse, libc, modulecalls, stacks, uses
 from kmodd.kernel.boot import boot_id
 from kmodd.kernel.interface import BlockedTask, Module, ModuleState
-from kmodd.kernel.uses import StandsFor, Uses
+from kmodd.kernel.uses import Kinds, StandsFor, Uses
 
 _STATES = {"Live": ModuleState.LIVE, "Loading": ModuleState.COMING, "Unloading": ModuleState.GOING}
 
@@ -86,10 +86,10 @@ class LinuxKernel:
         return uses.find(name, stands_for, self._proc, self._sys)
 
     def uses_of(
-        self, names: Collection[str], stands_for: StandsFor, link_makers: Collection[str] | None
+        self, names: Collection[str], stands_for: StandsFor, kinds: Kinds | None
     ) -> Mapping[str, Uses]:
         """Read much of procfs and sysfs; see `inuse`."""
-        return inuse.look(names, stands_for, link_makers, self._proc, self._sys)
+        return inuse.look(names, stands_for, kinds, self._proc, self._sys)
 
     def identity(self, name: str) -> str | None:
         """The boot, and the inode of its directory in sysfs: never used again (kernfs, since 3.14)."""

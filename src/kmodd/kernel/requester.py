@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from kmodd.kernel import mounts
+from kmodd.kernel import mounts, stacks
 from kmodd.kernel.cgroup import belongs_to
 from kmodd.model import UNKNOWN_REQUESTER, Requester
 from kmodd.names import printable
@@ -144,7 +144,7 @@ def waiting(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Reques
 
 def _waiting(task: int, tid: int, proc: str, *, check_exe: bool) -> Requester | None:
     try:
-        blocked = _blocked(task)
+        blocked = _blocked(task, proc)
         if blocked is None:
             return None
         status, site = blocked
@@ -194,7 +194,7 @@ def look(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Look | No
     try:
         switches = _switches(task)
         who = _waiting(task, tid, proc, check_exe=check_exe)
-        if who is not None and switches and _read(task, "wchan") == b"call_usermodehelper_exec":
+        if who is not None and switches and _read(task, "wchan") == stacks.ASKS:
             found = Look(who, task, switches)
     except (OSError, ValueError):
         pass  # it has ended, or this kernel does not count
@@ -242,7 +242,7 @@ def _facts(
     )
 
 
-def _blocked(task: int) -> tuple[Status, str | None] | None:
+def _blocked(task: int, proc: str) -> tuple[Status, str | None] | None:
     """Return a task's status and call site where it sleeps in request_module().
 
     The stack is read last: who sleeps there after the status was read has slept all the time, and a task
@@ -253,7 +253,7 @@ def _blocked(task: int) -> tuple[Status, str | None] | None:
         if status.state == "R":
             os.sched_yield()  # it has started its helper and not come to wait for it yet
             continue
-        if status.state != "D":
+        if status.state != "D" or not stacks.may_read(_read(task, "wchan"), proc):
             return None
         asking = _ASKING.search(_read(task, "stack").decode("ascii", errors="replace"))
         return None if asking is None else (status, asking[1])

@@ -19,7 +19,7 @@ from typing import Any
 
 from kmodd.errors import SettingsError
 from kmodd.kernel.interface import BlockedTask, Module, ModuleState
-from kmodd.kernel.uses import StandsFor, Uses
+from kmodd.kernel.uses import Kinds, StandsFor, Uses
 from kmodd.names import normalise
 
 
@@ -149,7 +149,7 @@ class SimulatedKernel:
         self,
         names: Collection[str],
         stands_for: StandsFor,
-        link_makers: Collection[str] | None,  # noqa: ARG002 - the interface's
+        kinds: Kinds | None,  # noqa: ARG002 - the interface's
     ) -> Mapping[str, Uses]:
         """Return what `uses` does of each."""
         return {name: self.uses(name, stands_for) for name in names}

@@ -7,6 +7,7 @@ A requester waits in `call_usermodehelper_exec`, killable, below `__request_modu
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -43,6 +44,8 @@ _WAITS = frozenset(
     }
 )
 _BLOCKED_STATES = frozenset("DS")
+_ONE_THREAD = 3
+"""The links of /proc/PID/task: 2, and one for each thread (fs/proc/base.c, proc_task_getattr())."""
 
 
 def frames(stack: str) -> list[tuple[str, str | None]]:
@@ -107,6 +110,28 @@ def blocked_tasks(
     return found
 
 
+ASKS = b"call_usermodehelper_exec"
+"""The wchan of a task that waits for its helper."""
+
+
+def may_read(wchan: bytes, proc: str = "/proc") -> bool:
+    """Whether a task's stack may be read on the event loop: it waits for a helper.
+
+    To read the stack of a task that is executing a program waits until that is done, and a user can make that
+    take for ever: exec closes files meanwhile, and one of them may be of a file system of his own
+    (lock_trace() in fs/proc/base.c). Its wchan takes no lock. On User-mode Linux that names another function.
+    """
+    return wchan == ASKS or _user_mode(proc)
+
+
+@functools.cache
+def _user_mode(proc: str) -> bool:
+    try:
+        return "User Mode Linux" in _read(f"{proc}/cpuinfo")
+    except OSError:
+        return False
+
+
 def requesting(proc: str = "/proc", deadline: float | None = None) -> list[int] | None:
     """Return the thread ids of all tasks that are blocked in request_module().
 
@@ -118,6 +143,7 @@ def requesting(proc: str = "/proc", deadline: float | None = None) -> list[int] 
             return None
         try:
             blocked = state_and_session(_read(f"{task}/stat"))[0] == "D"
+            blocked = blocked and may_read(_read(f"{task}/wchan").encode(), proc)
             if blocked and waiting_for(_read(f"{task}/stack")) is Wait.REQUEST:
                 found.append(int(task.rpartition("/")[2]))
         except (OSError, ValueError):
@@ -128,14 +154,21 @@ def requesting(proc: str = "/proc", deadline: float | None = None) -> list[int] 
 def _tasks(proc: str) -> Iterator[str]:
     for pid in os.listdir(proc):
         if pid.isdigit():
+            folder = f"{proc}/{pid}/task"
             try:
-                tids = os.listdir(f"{proc}/{pid}/task")
+                # Most have one thread, and to list it takes as long as all that is read of it.
+                one = os.stat(folder).st_nlink == _ONE_THREAD
+                tids = [pid] if one else os.listdir(folder)
             except OSError:
                 continue
             for tid in tids:
-                yield f"{proc}/{pid}/task/{tid}"
+                yield f"{folder}/{tid}"
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii", errors="replace") as file:
-        return file.read(65536)
+    """Read a file of /proc, with a system call each: every task of the machine is looked at."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536).decode("ascii", "replace")
+    finally:
+        os.close(fd)

@@ -18,6 +18,7 @@ What counts, as measured on Linux 6.1 and 6.12:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -121,9 +122,10 @@ class UseCounts:
             if found is None:
                 self._begin_anew()
         except OSError as err:
-            # Somebody has removed the instance.
-            self._directory = None
-            self.problem = why(err)
+            if err.errno in {errno.ENOENT, errno.ENODEV}:
+                # Somebody has removed the instance.
+                self._directory = None
+                self.problem = why(err)
             return None
         return found
 

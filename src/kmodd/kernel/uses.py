@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kmodd.names import escape, normalise
 
@@ -18,6 +18,20 @@ SHOWN_MAX = 5
 
 StandsFor = Callable[[str], Collection[str]]
 """Which modules an alias such as `fs-vfat` or `block-major-7-0` stands for; none where nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """What the aliases of the installed modules say of them.
+
+    `link_makers`: those that make network interfaces of a kind (`rtnl-link-*`); `for_devices`: those that are
+    there for devices (modaliases, which have a `:`). `nodes`: the device files that stand for a module before
+    it is there (modules.devname), each with its device, such as `("net/tun", "c10:200")`.
+    """
+
+    link_makers: frozenset[str] = frozenset()
+    for_devices: frozenset[str] = frozenset()
+    nodes: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,17 @@ from kmodd.model import Event
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """All given fields must match; `module` and `name` are globs, `events` are kinds of events."""
+    """All given fields must match; `module` and `name` are globs."""
 
     since: datetime | None = None
     module: str | None = None
     name: str | None = None
     outcome: str | None = None
     uid: int | None = None
-    events: frozenset[str] | None = None
 
     def matches(self, event: Event) -> bool:
         """Return whether an event is wanted."""
         fields = event.fields
-        if self.events is not None and event.event not in self.events:
-            return False
         if self.since is not None and event.time < self.since:
             return False
         if self.outcome is not None and fields.get("outcome") != self.outcome:

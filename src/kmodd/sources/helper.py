@@ -4,8 +4,8 @@ Packets (helper/kmodd-helper.c is the other end):
 - from the helper: the name with a NUL behind it, so that the empty name is a packet too;
 - to the helper: `a` accepted, wait for the status without a limit; `s` and a byte, the status (0 done,
   1 not); `f` fall back to the real modprobe. A connection that ends without a status is a fallback too.
-  `a` is left out where the status is known at once, as it is of a name that needs nothing loaded: each
-  packet wakes the helper, which costs as much as all that is done here.
+  `a` is left out where the status is known soon, as it is of a name that needs nothing loaded: each packet
+  wakes the helper, which costs as much as all that is done here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 
 from kmodd.broker.broker import Broker
@@ -34,6 +35,8 @@ FAILED = b"s\x01"
 _PACKET_MAX = 8192
 _HAND_OVER = 5.0
 """Seconds that a connection may take to send its name; the helper sends it at once."""
+_SOON = 0.1
+"""Seconds after which a helper is told that it is waited for: it waits ten times as long for that."""
 _TRIES, _TRY_AGAIN = 25, 0.004
 """How often, and after how many seconds, a task is looked at again that does not sleep yet."""
 
@@ -42,7 +45,6 @@ class HelperConnection:
     """One request of the kernel."""
 
     __slots__ = (
-        "_accepted",
         "_broker",
         "_claim",
         "_loop",
@@ -63,12 +65,11 @@ class HelperConnection:
         self._claim: Claim | None = None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
-        self._accepted = False
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
         self._watched = False
         # Nearly always the name is there already: then no look at the loop's selector is paid for it.
-        if not self._receive():
+        if not self._receive() and not self._yield_and_receive():
             self._watch()
             self._timer = self._loop.call_later(_HAND_OVER, self._close)
 
@@ -88,6 +89,11 @@ class HelperConnection:
             self._timer = None
         self._request(packet)
         return True
+
+    def _yield_and_receive(self) -> bool:
+        """Let a helper go on whose own connect(2) has taken it off this processor, and look again."""
+        os.sched_yield()
+        return self._receive()
 
     def _request(self, packet: bytes) -> None:
         if self._broker.stopping or not packet.endswith(b"\0"):
@@ -113,7 +119,6 @@ class HelperConnection:
             claim = self._who.claim(name)
             if claim.early and tries:
                 self._who.release(claim)
-                self._accept()
                 self._loop.call_later(_TRY_AGAIN, self._who_asked, name, tries - 1)
                 return
             self._claim = claim
@@ -127,14 +132,13 @@ class HelperConnection:
         )
         if not self._over:
             self._ticket = ticket
-            self._accept()
+            self._timer = self._loop.call_later(_SOON, self._accept)
             self._watch()
 
     def _accept(self) -> None:
-        """Tell the helper to wait, once; if it has gone just now, that is seen by watching it."""
-        if not self._accepted:
-            self._accepted = True
-            self._send(ACCEPTED)
+        """Tell the helper to wait; if it has gone just now, that is seen by watching it."""
+        self._timer = None
+        self._send(ACCEPTED)
 
     def _hung_up(self) -> bool:
         """Whether the helper has gone; it says nothing but its name."""

@@ -231,7 +231,12 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         """
         if now:
             need_root("run autoclean")
-        made = await self._autoclean.run(dry=not now)
+        else:
+            self._need_reader()  # it names mounts and interfaces, of others' namespaces too
+        try:
+            made = await (self._autoclean.run() if now else self._autoclean.look())
+        except KmoddError as err:
+            raise LoadFailed(name="", status=-errno.ETIMEDOUT, error=str(err), result=None) from err
         state = self._autoclean.as_json()
         return {"delay": state["delay"], "uses": state["uses"], **made.as_json()}
 
