@@ -15,7 +15,7 @@ def describe(guest: str | None) -> dict[str, str]:
     """Return machine and versions; `guest` is the release of the kernel in QEMU, None where none was used."""
     found = {
         "processor": f"{_processor()}, {os.cpu_count()} processors, {_memory()}",
-        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "kernel": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "kmodd": __version__,
         "modprobe": _first_line("modprobe", "-V"),

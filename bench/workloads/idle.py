@@ -13,31 +13,39 @@ from kmodd.connection import Connection
 WHAT = "row 10: wake-ups of an idle daemon that has served requests, in a minute"
 
 WAKE_UPS = 0
+MODULES = "[built]\nbuiltin = true\n[fat]\n[slow]\nlatency = 0.05\n"
 _PEER = "systemd-udevd"
 _PAUSE = 0.5
 
 
 def run(bed: Bed) -> Measured:
-    """Let it come to rest, then count how often its threads go to sleep: no more often than they wake."""
+    """Let them come to rest, then count how often their threads go to sleep: no more often than they wake."""
     seconds = 10 if bed.quick else 60
-    # Permanent: what may go again is looked at as often as `unload_delay` says, which is work to do.
-    with SimulatedDaemon("[fat]\npermanent = true\n[slow]\npermanent = true\nlatency = 0.05\n") as daemon:
-        for name in ("fat", "slow", "kmodd-nothing"):
-            daemon.ask(name).answer()
-        # A client that stays connected must cost nothing, either.
+    with SimulatedDaemon(MODULES) as daemon, SimulatedDaemon(MODULES) as autoclean:
+        for each, names in ((daemon, ("built", "kmodd-nothing")), (autoclean, ("built", "fat", "slow"))):
+            for name in names:
+                each.ask(name).answer()
+        # Modules that somebody asked for by hand stay; those that the kernel asked for are looked at as often
+        # as `unload_delay` says. A client that stays connected must cost nothing, either.
         client = Connection(str(daemon.api))
+        for name in ("fat", "slow"):
+            client.call("RequestModule", name=name)
         while client.call("GetStatus")["status"]["journal"]["waiting"]:
             time.sleep(0.05)
-        before = _settled(daemon.pid)
+        before = {each.pid: _settled(each.pid) for each in (daemon, autoclean)}
         peer = running(_PEER)
         peers = switches(peer) if peer is not None else 0
         bed.say(f"idle: {seconds} s")
         time.sleep(seconds)
-        woken = switches(daemon.pid) - before
+        woken, passes = (switches(each.pid) - before[each.pid] for each in (daemon, autoclean))
         del client
-    figures = [Figure(f"{seconds} s", "wake-ups of kmodd", woken, "", WAKE_UPS)]
+    case = f"{seconds} s"
+    figures = [
+        Figure(case, "wake-ups of kmodd", woken, "", WAKE_UPS),
+        Figure(case, "wake-ups where modules may go", passes),
+    ]
     if peer is not None:
-        figures.append(Figure(f"{seconds} s", f"wake-ups of {_PEER}", switches(peer) - peers))
+        figures.append(Figure(case, f"wake-ups of {_PEER}", switches(peer) - peers))
         return Measured((), figures=tuple(figures))
     return Measured((), notes=(f"idle: {_PEER} does not run on this machine",), figures=tuple(figures))
 
