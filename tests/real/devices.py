@@ -464,6 +464,12 @@ def mark() -> list[str]:
     return sorted(answer["marked"])
 
 
+def built_in() -> list[str]:
+    """Return the modules that are part of the kernel."""
+    lines = Path(f"/lib/modules/{os.uname().release}/modules.builtin").read_text().splitlines()
+    return [Path(line).stem.replace("-", "_") for line in lines]
+
+
 def passes(count: int) -> dict[str, Any]:
     """Make so many passes, with a delay of a second, while everything is tried on and on.
 
