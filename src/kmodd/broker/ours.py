@@ -21,8 +21,8 @@ class Owned:
     """A module of ours, and when it was last touched (seconds of the caller's clock).
 
     `identity`: which coming of the module it is. `marked`: by hand, rather than brought in by a request of
-    the kernel. `never`: it cannot be unloaded, whoever uses it. `gets`: how often it had been taken when it was
-    last looked at, None where that is not known.
+    the kernel. `never`: it cannot be unloaded, whoever uses it. `gets`: how often it had been taken when it
+    was last looked at, None where that is not known.
     """
 
     identity: str
