@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.inguest import control, inram
@@ -12,6 +13,7 @@ from bench.inguest.asking import requests
 from kmodd.connection import Connection
 from kmodd.kernel import libc
 
+_UNLOADERS, _TRIES, _DEPTH = 16, 100, 8
 _PAUSE = 0.05
 """Seconds between an unload and the next load: what the kernel and kmodd do behind it is no part of that."""
 
@@ -93,16 +95,29 @@ def files(modules: list[str]) -> list[str]:
 
 
 def unload(modules: list[str], *, patient: bool = True) -> None:
-    """Unload modules, the last one first."""
-    for module in reversed(modules):
-        for _try in range(100 if patient else 1):
-            try:
-                libc.delete_module(module)
-                break
-            except OSError:
-                time.sleep(0.01)
-    if patient and (left := _live().intersection(modules)):
+    """Unload modules, the last ones first.
+
+    Many at once, as each unload waits for all processors; what is still needed is tried again.
+    """
+    left = list(reversed(modules))
+    with ThreadPoolExecutor(_UNLOADERS) as unloaders:
+        for _try in range(_TRIES if patient else _DEPTH):
+            left = [
+                module for module, gone in zip(left, unloaders.map(_unload, left), strict=True) if not gone
+            ]
+            if not left:
+                return
+            time.sleep(0.01)
+    if patient:
         raise RuntimeError(f"cannot unload {sorted(left)}")
+
+
+def _unload(module: str) -> bool:
+    try:
+        libc.delete_module(module)
+    except OSError:
+        return False
+    return True
 
 
 def _live() -> set[str]:

@@ -11,6 +11,9 @@ import enum
 class RequestState(enum.Enum):
     """Where a request is on its way."""
 
+    # There is one object of each; Enum's own hashes the name, in Python, at every look into the table.
+    __hash__ = object.__hash__
+
     NEW = "new"
     """It has come in and is looked at: its name, whether the daemon takes requests."""
     WAITING = "waiting"

@@ -33,6 +33,10 @@ DONE = b"s\x00"
 FAILED = b"s\x01"
 
 _PACKET_MAX = 8192
+# As numbers: to combine two flags of an enum takes longer than the call.
+_NOW = int(socket.MSG_DONTWAIT)
+_PEEK = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
+_QUIETLY = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _HAND_OVER = 5.0
 """Seconds that a connection may take to send its name; the helper sends it at once."""
 _SOON = 0.1
@@ -76,7 +80,7 @@ class HelperConnection:
     def _receive(self) -> bool:
         """Take the name, or learn that the helper has gone; False where nothing is there yet."""
         try:
-            packet = self._sock.recv(_PACKET_MAX, socket.MSG_DONTWAIT)
+            packet = self._sock.recv(_PACKET_MAX, _NOW)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -143,7 +147,7 @@ class HelperConnection:
     def _hung_up(self) -> bool:
         """Whether the helper has gone; it says nothing but its name."""
         try:
-            return not self._sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            return not self._sock.recv(1, _PEEK)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -167,7 +171,7 @@ class HelperConnection:
 
     def _send(self, packet: bytes) -> bool:
         try:
-            self._sock.send(packet, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            self._sock.send(packet, _QUIETLY)
         except OSError:
             return False
         return True
