@@ -73,18 +73,18 @@ class Index:
         self.directory = directory.rstrip("/") or "/"
         self.release = os.path.basename(self.directory)
         self.problems: list[str] = []
-        try:
-            found = stat.S_ISDIR(os.stat(self.directory).st_mode)
-        except OSError:
-            found = False
-        if not found:
-            raise NoTree(f"{self.directory} is not there: no modules of {self.release} are installed")
         self._tables: dict[str, Any] = {}
         self._needs: dict[str, tuple[str, ...]] = {}
         self.scanned = False
         """Whether it was made without modules.dep, from the modules themselves."""
         self.source = "text"
         """What it was made from: `text`, `bin`, or `modules`, their own .modinfo."""
+        try:
+            found = stat.S_ISDIR(os.stat(self.directory).st_mode)
+        except OSError:
+            found = False
+        if not found:
+            raise NoTree(f"{self.directory} is not there: no modules of {self.release} are installed")
 
     def load_all(self) -> None:
         """Read every table now.

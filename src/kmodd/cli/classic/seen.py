@@ -19,7 +19,6 @@ class Tree(Index):
             super().__init__(directory)
         except NoTree:
             self._tables = {"modules": {}}
-            self.scanned = False
 
     def is_builtin(self, module: str) -> bool:
         """Return whether a module is part of the kernel image, and is to be taken as such."""
