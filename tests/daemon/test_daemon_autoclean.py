@@ -76,6 +76,7 @@ def test_list_says_since_when(daemon: Daemon) -> None:
     with daemon.api() as api:
         found = {module["name"]: module for module in api.call("ListModules")["modules"]}
     assert (found["dep"]["autoclean"], found["dep"]["idle_since"]) == (True, None), "it is held"
+    assert found["dep"]["uses"] == found["top"]["uses"] == "sampled"
     assert found["top"]["idle_since"] >= daemon.events(event="load")[-1]["time"]
     assert "idle since" in daemon.kmodd("list").stdout
 

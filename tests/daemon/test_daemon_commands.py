@@ -274,7 +274,7 @@ def test_list(daemon: Daemon) -> None:
     assert list(found) == ["dep", "top", "stuck", "long"]
     assert found["dep"] == {
         "name": "dep", "size": 16384, "refcount": 1, "holders": ["top"], "state": "live", "permanent": False,
-        "brought_in_by": result[0]["id"], "autoclean": False, "idle_since": None,
+        "brought_in_by": result[0]["id"], "autoclean": False, "idle_since": None, "uses": None,
     }  # fmt: skip
     assert found["stuck"]["permanent"] is True
     assert (found["long"]["state"], found["long"]["brought_in_by"]) == ("coming", None)

@@ -309,12 +309,17 @@ class Autoclean:
                 },
             )
 
+    @property
+    def uses(self) -> str:
+        """How it is seen what takes a module: `counted`, by the kernel, or `sampled`."""
+        return "counted" if self._looking.counted else "sampled"
+
     def as_json(self) -> dict[str, Any]:
         """Return the state, as `kmodd status` shows it."""
         account = self.account
         return {
             "delay": self._settings.unload_delay,
-            "uses": "counted" if self._looking.counted else "sampled",
+            "uses": self.uses,
             "problem": None if self._use_counts is None else self._use_counts.problem,
             "modules": len(self._ours),
             "passes": account.passes,

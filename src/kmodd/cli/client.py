@@ -129,7 +129,7 @@ def _autoclean_words(module: dict[str, Any]) -> str:
     if not module["autoclean"]:
         return "-"
     idle = module["idle_since"]
-    return "yes" if idle is None else f"idle since {idle[11:19]}"
+    return f"yes, {module['uses']}" if idle is None else f"idle since {idle[11:19]}, {module['uses']}"
 
 
 def why(arguments: Namespace) -> int:

@@ -54,7 +54,11 @@ _WHY_MAX = 1000
 
 
 class ModuleInfo(TypedDict):
-    """A module in the kernel. `size` in bytes; `refcount` null where modules cannot be unloaded."""
+    """A module in the kernel. `size` in bytes; `refcount` null where modules cannot be unloaded.
+
+    `autoclean`: whether that may unload it; then `uses` says whether the kernel counts what takes it
+    (`counted`), or it is `sampled`, and `idle_since` when it was last touched, where nothing holds it.
+    """
 
     name: str
     size: int
@@ -65,6 +69,7 @@ class ModuleInfo(TypedDict):
     brought_in_by: int | None
     autoclean: bool
     idle_since: str | None
+    uses: str | None
 
 
 class SettingInfo(TypedDict):
@@ -198,6 +203,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         """Return the modules in the kernel, the one that came first first."""
         live, brought_in_by = await self._remover.live()
         owned = await self._autoclean.owned()
+        uses = self._autoclean.uses
         return [
             {
                 "name": module.name,
@@ -209,6 +215,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
                 "brought_in_by": brought_in_by.get(module.name),
                 "autoclean": module.name in owned,
                 "idle_since": self._autoclean.idle_since(module),
+                "uses": uses if module.name in owned else None,
             }
             for module in live.values()
         ]
