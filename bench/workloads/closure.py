@@ -43,7 +43,7 @@ def run(bed: Bed) -> Measured:
     depends = guest.run("sh", "-c", "cat /lib/modules/$(uname -r)/modules.dep").stdout
     ratios = []
     for case, (count, folders, needy) in CASES.items():
-        many = count // 5 if bed.quick else count
+        many = count // 10 if bed.quick else count
         bed.say(f"closure: {case}, choosing {many} modules")
         candidates = _candidates(depends, folders, needy=needy)
         modules = bed.inside("loading", "that_can_be", candidates=candidates, program=program, count=many)

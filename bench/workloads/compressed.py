@@ -32,7 +32,7 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20}]
 
 def run(bed: Bed) -> Measured:
     """Load all of a tree in turns."""
-    rounds, count = (2, 40) if bed.quick else (9, 200)
+    rounds, count = (1, 20) if bed.quick else (9, 200)
     plain = Index(str(bed.host.tree.modules))
     modules = [module for module in plain.modules() if not plain.dependencies(module)]
     chosen = modules[:: max(len(modules) // count, 1)][:count]

@@ -15,7 +15,7 @@ _PROCESSES = 4
 
 def run(bed: Bed) -> Measured:
     """Take turns of quiet and flood; with the stock modprobe a shorter flood, for it is slow."""
-    rounds, names, quiet = (1, 1_000, 40) if bed.quick else (2, 6_000, 150)
+    rounds, names, quiet = (1, 300, 20) if bed.quick else (2, 6_000, 150)
     took: dict[tuple[str, str, str], list[list[int]]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
     for turn in range(rounds):

@@ -20,7 +20,7 @@ _PAUSE = 0.5
 
 def run(bed: Bed) -> Measured:
     """Let them come to rest, then count how often their threads go to sleep: no more often than they wake."""
-    seconds = 10 if bed.quick else 60
+    seconds = 3 if bed.quick else 60
     with SimulatedDaemon(MODULES) as daemon, SimulatedDaemon(MODULES) as autoclean:
         for each, names in ((daemon, ("built", "kmodd-nothing")), (autoclean, ("built", "fat", "slow"))):
             for name in names:

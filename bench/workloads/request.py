@@ -25,7 +25,7 @@ def run(bed: Bed) -> Measured:
 
 
 def _on(bed: Bed, kernel: Kernel) -> list[Ratio]:
-    rounds, count = (2, 6) if bed.quick else (10, 24)
+    rounds, count = (1, 6) if bed.quick else (10, 24)
     bed.guest(kernel)
     program = bed.inside("inram", "take", kernel=kernel, program=programs.exits(bed.built))
     bed.inside("inram", "write", kernel=kernel, path="/etc/modprobe.d/kmodd-bench.conf", text=_ALIAS)

@@ -17,7 +17,7 @@ NOTHING = "kmodd-nothing"
 
 def run(bed: Bed) -> Measured:
     """Start each program some times in turns; the first of each turn warms the caches and does not count."""
-    rounds, count = (3, 20) if bed.quick else (40, 50)
+    rounds, count = (2, 10) if bed.quick else (40, 50)
     took: dict[tuple[str, str], list[list[int]]] = defaultdict(list)
     host = bed.host
     with SimulatedDaemon(f"[{LIVE}]\n") as daemon:
