@@ -739,6 +739,21 @@ def test_one_whose_request_by_hand_fails_has_claimed_nothing() -> None:
     run(story)
 
 
+def test_what_is_marked_while_it_is_being_loaded_stays_marked() -> None:
+    """By `modprobe -k` as the external modprobe: the load is told of behind the mark."""
+
+    async def story() -> None:
+        machine = await Machine(counts=Counts(), unload_delay=60).start()
+        asked = asyncio.ensure_future(machine.ask("slow", Source.API))
+        await asyncio.sleep(5)
+        assert await machine.autoclean.mark(["dep"]) == ["dep"]
+        await asked
+        machine.kernel.unload("slow")
+        assert await machine.after(130) == set()
+
+    run(story)
+
+
 def test_what_is_marked_stays_marked() -> None:
     async def story() -> None:
         machine = await Machine(counts=Counts(), unload_delay=60).start()

@@ -179,7 +179,8 @@ def test_a_shell_with_job_control(lab_command: Callable[..., list[str]]) -> None
     terminal.type(b"stty size\r")
     terminal.expect(b"33 111\r\n")
     terminal.resize(44, 122)
-    terminal.type(b"sh -c 'while echo tick; do sleep 0.2; done'\r")
+    # Without a child: one that is stopped between vfork(2) and exec leaves its parent running.
+    terminal.type(b"mkfifo /tmp/f; bash -c 'exec 9<>/tmp/f; while echo tick; do read -t 0.2 -u 9; done'\r")
     terminal.expect(b"tick\r\n")
     terminal.type(b"\x1a")
     terminal.expect(b"Stopped")

@@ -86,6 +86,9 @@ class Ours:
             case "load" if fields["request"] is not None:
                 for module in fields["modules"] or ():
                     identity = fields["identities"].get(module)
+                    owned = self._owned.get(module)
+                    if owned is not None and owned.marked and owned.identity == identity:
+                        continue  # by modprobe -k, which this load has run
                     if module in fields["autoload"] and identity not in {None, self._claimed.get(module)}:
                         self._take(module, identity, marked=False)
                     else:
