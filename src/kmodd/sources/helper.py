@@ -41,6 +41,8 @@ _HAND_OVER = 5.0
 """Seconds that a connection may take to send its name; the helper sends it at once."""
 _SOON = 0.1
 """Seconds after which a helper is told that it is waited for: it waits ten times as long for that."""
+_FEW = 2
+"""Loads in progress with which a helper's name is taken at once."""
 _TRIES, _TRY_AGAIN = 25, 0.004
 """How often, and after how many seconds, a task is looked at again that does not sleep yet."""
 
@@ -136,7 +138,11 @@ class HelperConnection:
         )
         if not self._over:
             self._ticket = ticket
-            self._timer = self._loop.call_later(_SOON, self._accept)
+            # Where many are served this one may have waited for long already, and the packet is no matter.
+            if self._broker.loads_running > _FEW:
+                self._accept()
+            else:
+                self._timer = self._loop.call_later(_SOON, self._accept)
             self._watch()
 
     def _accept(self) -> None:
