@@ -23,7 +23,7 @@ from kmodd.broker.removal import Remover
 from kmodd.broker.sweep import PATIENCE, Pass, Sweep, is_failure
 from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
-from kmodd.errors import InvalidName
+from kmodd.errors import InvalidName, KmoddError
 from kmodd.kernel.interface import Kernel, Module
 from kmodd.model import timestamp
 from kmodd.names import check, normalise
@@ -113,7 +113,9 @@ class Autoclean:
 
     def claim(self, modules: Iterable[str]) -> None:
         """Somebody has asked for these by hand, and has them: they are not ours to unload any more."""
-        released = self._ours.claim({module: self._kernel.identity(module) for module in modules})
+        # Those that are ours, and those that a load still needs, whose event would make them ours.
+        meant = [each for each in modules if self._ours.get(each) or self._unloads.is_needed(each)]
+        released = self._ours.claim({module: self._kernel.identity(module) for module in meant})
         if released:
             why = "somebody asked for it by hand"
             self._recorder.add("autoclean", {"action": "release", "modules": released, "reason": why})
@@ -227,7 +229,10 @@ class Autoclean:
 
     def _pass_ended(self, running: asyncio.Task[Pass]) -> None:
         self._running = None
-        if not running.cancelled() and (error := running.exception()) is not None:
+        error = None if running.cancelled() else running.exception()
+        if isinstance(error, KmoddError):
+            log.warning("autoclean: nothing goes: %s", error)
+        elif error is not None:
             log.error("autoclean: a pass has failed: %s", error, exc_info=error)
         self._arm()
 
