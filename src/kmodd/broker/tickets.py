@@ -92,6 +92,11 @@ class Ticket:
             told(result)
 
     @property
+    def shares_a_load(self) -> bool:
+        """Whether it waits for a load that another request began."""
+        return self.load is not None and self.load.first != self.request.id
+
+    @property
     def awaits_result(self) -> bool:
         """Whether somebody is there to be told the result."""
         return self._on_result is not None

@@ -138,8 +138,9 @@ class HelperConnection:
         )
         if not self._over:
             self._ticket = ticket
-            # Where many are served this one may have waited for long already, and the packet is no matter.
-            if self._broker.loads_running > _FEW:
+            # Where many are served this one may have waited for long, and the packet is no matter; and how
+            # long a load takes that goes on already nobody knows.
+            if self._broker.loads_running > _FEW or ticket.shares_a_load:
                 self._accept()
             else:
                 self._timer = self._loop.call_later(_SOON, self._accept)
