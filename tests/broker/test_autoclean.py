@@ -624,11 +624,16 @@ def test_the_device_file_that_asks_for_a_module_stays_when_that_goes(monkeypatch
 
         monkeypatch.setattr(look.nodes, "seen", seen)
         monkeypatch.setattr(look.nodes, "put_back", put_back)
+        may = [False]
+        monkeypatch.setattr(look.nodes, "can_be_made", lambda: may[0])
         await machine.ask("other")
         machine.no_root = OSError(errno.EACCES, "Permission denied")
         await asyncio.sleep(125)
         assert await machine.live() == {"other"}
         assert not machine.events("autoclean")
+        may[0] = True
+        await asyncio.sleep(60)
+        assert calls == []
         machine.no_root = None
         machine.kernel.refuses["other"] = errno.EBUSY
         await asyncio.sleep(60)

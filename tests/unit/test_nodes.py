@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel import nodes
-from kmodd.kernel.nodes import Node, put_back, seen
+from kmodd.kernel.nodes import Node, can_be_made, put_back, seen
 
 TUN = ("net/tun", "c10:200")
 
@@ -76,3 +76,22 @@ def test_one_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "net").write_text("")
     with pytest.raises(OSError, match="net"):
         put_back([Node(f"{tmp_path}/net/tun", stat.S_IFCHR | 0o666, 0, 0, os.makedev(10, 200))])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "may"),
+    [
+        ("000001ffffffffff", True),
+        ("0000000008000001", True),
+        ("0000000008000000", False),
+        ("0", False),
+        ("", False),
+    ],
+)
+def test_whether_one_can_be_made(tmp_path: Path, capabilities: str, may: bool) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text(
+        f"Name:\tkmodd\nCapEff:\t{capabilities}\nCapBnd:\t000001ffffffffff\n"
+    )
+    assert can_be_made(str(tmp_path)) is may
+    assert not can_be_made(str(tmp_path / "nothing"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -233,13 +233,19 @@ class Looking:
         uses = self._kernel.uses_of([module], self._aliased, kinds)[module]
         if uses:
             return _in_words(uses)
-        if kinds is not None and module in kinds.nodes:
-            try:
-                self._enter_root()
-            except OSError as err:
-                return f"its device file cannot be looked after: {err.strerror}"
-            self._nodes[module] = nodes.seen(kinds.nodes[module])
-        return self._taken_since(module, owned)
+        entries = kinds.nodes.get(module) if kinds is not None else None
+        return (self._nodes_lost(module, entries) if entries else None) or self._taken_since(module, owned)
+
+    def _nodes_lost(self, module: str, entries: Iterable[tuple[str, str]]) -> str | None:
+        """Remember the device files that go with a module; return why they could not be put back."""
+        if not nodes.can_be_made():
+            return "its device file would go with it, and kmodd has no right to put that back (CAP_MKNOD)"
+        try:
+            self._enter_root()
+        except OSError as err:
+            return f"its device file cannot be looked after: {err.strerror}"
+        self._nodes[module] = nodes.seen(entries)
+        return None
 
     def gone(self, module: str) -> None:
         """Put back what has gone with a module, and others need to have it come again; in the same thread."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+_NEEDED = 1 << 0 | 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,19 @@ def seen(entries: Iterable[tuple[str, str]], dev: str = "/dev") -> tuple[Node, .
                 attributes = tuple((each, os.getxattr(path, each)) for each in _attributes(path))
                 found.append(Node(path, state.st_mode, state.st_uid, state.st_gid, state.st_rdev, attributes))
     return tuple(found)
+
+
+def can_be_made(proc: str = "/proc") -> bool:
+    """Whether we may make device files, and give them to others: a service's sandbox may take that away.
+
+    CAP_CHOWN and CAP_MKNOD among the effective capabilities (capabilities(7)).
+    """
+    try:
+        with open(f"{proc}/self/status", encoding="ascii", errors="replace") as file:
+            found = re.search(r"^CapEff:\s*([0-9a-f]+)$", file.read(), re.MULTILINE)
+    except OSError:
+        return False
+    return found is not None and int(found[1], 16) & _NEEDED == _NEEDED
 
 
 def _attributes(path: str) -> list[str]:
