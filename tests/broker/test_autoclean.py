@@ -698,7 +698,9 @@ def test_what_an_earlier_daemon_knew_may_be_damaged_and_then_nothing_is_ours(
     run(story)
 
 
-def test_where_it_cannot_be_written_nothing_old_is_left(tmp_path: Path) -> None:
+def test_where_it_cannot_be_written_nothing_old_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A module that somebody has claimed since must not come back to us."""
 
     async def story() -> None:
@@ -706,7 +708,11 @@ def test_where_it_cannot_be_written_nothing_old_is_left(tmp_path: Path) -> None:
         await machine.ask("other")
         await asyncio.sleep(1)
         assert "other" in (tmp_path / "autoclean.json").read_text()
-        (tmp_path / "autoclean.json.new").mkdir()
+
+        def full(*_arguments: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(handover.files, "write", full)
         await machine.ask("other", Source.CLI)
         await asyncio.sleep(1)
         assert not (tmp_path / "autoclean.json").exists()

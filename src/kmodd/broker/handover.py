@@ -7,12 +7,15 @@ back to us. Without the file, or where it is damaged, nothing is ours.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 
 from kmodd.broker.ours import Ours, State
 from kmodd.broker.threads import in_own_thread
+from kmodd.image import whole
+from kmodd.policy import files
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class Handover:
             state = await in_own_thread("kmod_handover", self._read)
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, RecursionError) as err:
             log.warning("what an earlier daemon has loaded stays: cannot read %s: %s", self._path, err)
             return
         self._ours.take_over(state)
@@ -65,23 +68,16 @@ class Handover:
             self._writing = None
 
     def _write(self, text: str) -> None:
-        beside = f"{self._path}.new"
         try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(text)
-            os.replace(beside, self._path)
+            files.write(self._path, text, 0o600)
         except OSError:
             # Better none than one that says what is no longer so.
-            os.unlink(self._path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
             raise
 
     def _read(self) -> State:
-        with open(self._path, "rb") as file:
-            raw = file.read(_LARGEST + 1)
-        if len(raw) > _LARGEST:
-            raise ValueError(f"it is larger than {_LARGEST} bytes")
-        state = json.loads(raw)
+        state = json.loads(whole.read(self._path, _LARGEST))
         if not isinstance(state, dict):
             raise ValueError("it is not an object")  # noqa: TRY004 - of the file's, not of ours
         for known in state.values():
