@@ -122,10 +122,6 @@ class Looking:
         for owned in self._ours.all().values():
             owned.gets = None
 
-    def sealed(self) -> bool:
-        """Whether what goes may not come in again."""
-        return self._sealed()
-
     async def look(self) -> Look:
         """Look in a thread of its own.
 

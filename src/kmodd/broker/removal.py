@@ -123,12 +123,15 @@ class Remover:
         self._record(module)
         return command is not None
 
-    async def has_command(self, module: str) -> bool:
-        """Whether modprobe.d has a `remove` command for a module, or nobody can say."""
+    async def commanded(self, modules: Collection[str]) -> set[str]:
+        """Return those that modprobe.d has a `remove` command for; all of them where it cannot be read."""
+        if self._configured is None:
+            return set()
         try:
-            return await self._command(module) is not None
-        except KernelError:
-            return True
+            config = await self._configured.config()
+        except KmoddError:
+            return set(modules)
+        return {module for module in modules if any(True for _command in config.remove.find((module,)))}
 
     async def remove_idle(
         self, module: str, reason: str, used: Callable[[], str | None], gone: Callable[[], None]

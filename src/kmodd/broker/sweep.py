@@ -99,7 +99,7 @@ class Sweep:
     async def judge(self, limits: Limits, *, dry: bool) -> tuple[Look, list[Verdict], dict[str, int]]:
         """Look; return what was seen, the verdicts, and the size of each module."""
         look = await self._looking.look()
-        commanded = {name for name in look.owned if await self._remover.has_command(name)}
+        commanded = await self._remover.commanded(look.owned)
         candidates = self._looking.candidates(look, limits, commanded, dry=dry)
         sizes = {candidate.module: candidate.size for candidate in candidates}
         return look, decide(candidates, look.began), sizes
