@@ -11,6 +11,7 @@ import logging
 import os
 import select
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from kmodd.errors import KmoddError
@@ -73,16 +74,9 @@ class Instance(ABC, Generic[T]):
 
     def start(self) -> None:
         """Make the instance, or take over the one that a dead daemon left, with what it has recorded."""
-        try:
-            self._start()
-        except KmoddError as err:
-            problem = str(err)
-        except OSError as err:
-            problem = why(err)
-        else:
-            self.problem = None
-            return
-        self.stop()
+        problem = problem_with(self._start)
+        if problem is not None:
+            self.stop()
         self.problem = problem
 
     def _start(self) -> None:
@@ -203,6 +197,17 @@ class Instance(ABC, Generic[T]):
         known = self._formats.get(first.fields["common_type"].read(record))
         if known is not None:
             found.append(self.decode(known[0], known[1], time, record))
+
+
+def problem_with(start: Callable[[], None]) -> str | None:
+    """Start something that needs tracefs; return why that cannot be, in words, or None."""
+    try:
+        start()
+    except KmoddError as err:
+        return str(err)
+    except OSError as err:
+        return why(err)
+    return None
 
 
 def _path(event: str) -> str:

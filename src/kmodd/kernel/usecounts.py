@@ -24,7 +24,7 @@ import os
 import re
 
 from kmodd.errors import KmoddError
-from kmodd.kernel.instance import TRACEFS, read, why, write
+from kmodd.kernel.instance import TRACEFS, problem_with, read, why, write
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +63,9 @@ class UseCounts:
 
     def start(self) -> None:
         """Count from now on, or go on with what a dead daemon has begun."""
-        try:
-            self._start()
-        except KmoddError as err:
-            problem = str(err)
-        except OSError as err:
-            problem = why(err)
-        else:
-            self.problem = None
-            return
-        self.stop()
+        problem = problem_with(self._start)
+        if problem is not None:
+            self.stop()
         self.problem = problem
 
     def _start(self) -> None:
