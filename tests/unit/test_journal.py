@@ -110,6 +110,39 @@ def test_events_wait_a_moment_and_are_written_together(path: Path) -> None:
     assert asyncio.run(story()) == ["kmod_journal"]
 
 
+def test_what_comes_while_events_are_written_waits_a_moment_too(path: Path) -> None:
+    """Else the writer never rests while requests come, each batch a few events, and has them pay for it."""
+
+    async def story() -> None:
+        begun: list[str] = []
+        go_on = asyncio.Event()
+
+        async def in_thread(name: str, work: Callable[[], None]) -> None:
+            begun.append(name)
+            await go_on.wait()
+            work()
+
+        made = Journal(str(path), lambda: DAY * 10_000, in_thread)
+        made.note(event(1))
+        flushing = asyncio.get_running_loop().create_task(made.flush(5))
+        await turns()
+        assert len(begun) == 1
+        flushing.cancel()
+        made.note(event(2))
+        go_on.set()
+        await turns()
+        assert (len(begun), made.waiting) == (1, 1)
+        assert await made.flush(5)
+        assert (len(begun), made.waiting) == (2, 0)
+        assert await all_of(made) == [1, 2]
+
+    async def turns() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    asyncio.run(story())
+
+
 def test_only_root_may_read_it(path: Path) -> None:
     asyncio.run(filled(path, 1))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

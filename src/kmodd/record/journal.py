@@ -124,12 +124,17 @@ class Journal:
 
     async def flush(self, patience: float) -> bool:
         """Write what waits now; return whether that was done within `patience` seconds."""
-        if self._writing is None and self._waiting:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._begin()
-        if self._writing is not None:
-            await asyncio.wait([self._writing], timeout=patience)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while self._writing is not None or self._waiting:
+            if self._writing is None:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._begin()
+            assert self._writing is not None
+            done, _late = await asyncio.wait([self._writing], timeout=deadline - loop.time())
+            if not done or self._failures:
+                break
         return not self._waiting
 
     async def close(self, patience: float) -> None:
@@ -154,7 +159,8 @@ class Journal:
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
+        more = bool(self._waiting)
+        while more:
             batch = list(islice(self._waiting, _BATCH))
             expire = loop.time() - self._expired >= _EXPIRE_EVERY
             keep = self._keep() if expire else None
@@ -176,6 +182,9 @@ class Journal:
             if expire:
                 self._expired = loop.time()
             self._succeeded()
+            # What came meanwhile is new, and waits for others in its turn: to write at once, again and again,
+            # is a thread that takes Python's lock from the requests for as long as they come.
+            more = len(self._waiting) >= _BATCH
 
     def _written(self, writing: asyncio.Task[None]) -> None:
         self._writing = None
@@ -184,7 +193,7 @@ class Journal:
         if self._failures and not self._on:
             self._hold()
         if self._waiting and not self._closed:
-            self._arm(_RETRIES[min(self._failures, len(_RETRIES)) - 1] if self._failures else 0.0)
+            self._arm(_RETRIES[min(self._failures, len(_RETRIES)) - 1] if self._failures else DELAY)
 
     def _hold(self) -> None:
         """What could not be written before it was switched off is not tried again until it is on."""
