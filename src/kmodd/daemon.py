@@ -124,7 +124,7 @@ class Daemon:
         unloads = Unloads()
         self._started = time.monotonic()
         self._stop = asyncio.Event()
-        self._listeners: list[Listener] = []
+        self._listeners: dict[str, Listener] = {}
         self._kernel: Kernel
         self._installed: Installed | None = None
         loader: Loader
@@ -288,7 +288,7 @@ class Daemon:
             log.error("%s", err)
 
     def _close_listeners(self) -> None:
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
 
@@ -323,13 +323,13 @@ class Daemon:
                     raise KmoddError(
                         f"the service manager's socket {name} is of the wrong kind: see kmodd(8)"
                     )
-                self._listeners.append(Listener(sock, None, connected))
+                self._listeners[name] = Listener(sock, None, connected)
             else:
                 sock = bind(path, kind, mode)
-                self._listeners.append(Listener(sock, path, connected))
+                self._listeners[name] = Listener(sock, path, connected)
             if name == connections.SOCKET:
                 take_no_descriptors(sock)
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.start()
         for sock in passed.values():
             log.warning("the service manager passed a socket that is not ours; it is closed")
@@ -454,6 +454,9 @@ class Daemon:
         except Exception:
             log.exception("who asks is found out when the helper comes, and no earlier")
             asyncio.get_running_loop().remove_reader(self._tracing.fileno())
+        if helper.SOCKET in self._listeners:
+            # It has come meanwhile, most times: that saves a turn of the loop.
+            self._listeners[helper.SOCKET].accept()
 
     def _stop_tracing(self, why: str = "stopped") -> None:
         if self._tracing.on:

@@ -225,7 +225,9 @@ class Broker:
         if tid is None:
             return []
         inside = {load.number for load in self._loader.running() if load.tid == tid}
-        sessions = {load.session_id for load in self._running.values()} - {None}
+        sessions = {load.session_id for load in self._running.values() if load.session_id is not None}
+        if not inside and not sessions:
+            return []
         # Read for each request only where it matters: in a storm every look costs the others.
         session = session_of(tid) if sessions and not inside and self.policy.active else None
         return [

@@ -10,6 +10,7 @@ import functools
 import os
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kmodd.kernel import mounts, stacks
 from kmodd.kernel.cgroup import belongs_to
@@ -31,8 +32,7 @@ _CHUNK, _LONGEST = 1 << 16, 1 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """What a task's status file says of it (proc(5)); uid and gid are the effective ones.
 
     `memory`: whether it has any of its own, as all but kernel threads and tasks that end have.
@@ -59,15 +59,22 @@ def parse_status(raw: bytes) -> Status:
     if b"\\" in name:
         name = _ESCAPED.sub(lambda found: b"\n" if found[1] == b"n" else b"\\", name)
     try:
+        # Each is looked for behind the one before, in the order of fs/proc/array.c.
+        state, at = _value(rest, b"State:\t", 0)
+        pid, at = _value(rest, b"\nTgid:\t", at)
+        uid, at = _value(rest, b"\nUid:\t", at)
+        gid, at = _value(rest, b"\nGid:\t", at)
+        groups, at = _value(rest, b"\nGroups:\t", at)
+        capabilities, end = _value(rest, b"\nCapEff:\t", at)
         return Status(
             comm=name,
-            state=_value(rest, b"State:\t")[:1].decode("ascii"),
-            pid=int(_value(rest, b"Tgid:\t")),
-            uid=int(_value(rest, b"\nUid:\t").split()[1]),
-            gid=int(_value(rest, b"\nGid:\t").split()[1]),
-            groups=tuple(map(int, _value(rest, b"\nGroups:\t").split())),
-            memory=b"\nVmSize:\t" in rest,
-            capabilities=int(_value(rest, b"CapEff:\t"), 16),
+            state=state[:1].decode("ascii"),
+            pid=int(pid),
+            uid=int(uid.split()[1]),
+            gid=int(gid.split()[1]),
+            groups=tuple(map(int, groups.split())),
+            memory=rest.find(b"\nVmSize:\t", at, end) >= 0,
+            capabilities=int(capabilities, 16),
         )
     except IndexError as err:
         raise ValueError(f"not a status file: {err}") from err
@@ -99,10 +106,11 @@ def parse_stat(raw: bytes) -> Stat:
         raise ValueError(f"not a stat file: {err}") from err
 
 
-def _value(rest: bytes, key: bytes) -> bytes:
-    """Return a value; behind the first line nothing is of a task's own choosing."""
-    start = rest.index(key) + len(key)
-    return rest[start : rest.index(b"\n", start)]
+def _value(rest: bytes, key: bytes, at: int) -> tuple[bytes, int]:
+    """Return a value and where it ends; behind the first line nothing is of a task's own choosing."""
+    start = rest.index(key, at) + len(key)
+    end = rest.index(b"\n", start)
+    return rest[start:end], end
 
 
 def call_site(stack: str) -> str | None:
@@ -183,8 +191,9 @@ class Look:
 def look(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Look | None:
     """Return what `waiting` does, to be used later; None also where nothing would tell whether it holds.
 
-    The count is read before, and wchan after the look: that names a function only while a task is on no run
-    queue (get_wchan() in kernel/sched/core.c, Linux 5.16), so a task whose count stays has slept throughout.
+    The count is read before wchan, which names a function only while a task is on no run queue (get_wchan()
+    in kernel/sched/core.c, Linux 5.16): a task whose count stays has slept from then on. On User-mode Linux,
+    where wchan does not tell that, nothing does.
     """
     try:
         task = _open(tid, proc)
@@ -194,7 +203,7 @@ def look(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Look | No
     try:
         switches = _switches(task)
         who = _waiting(task, tid, proc, check_exe=check_exe)
-        if who is not None and switches and _read(task, "wchan") == stacks.ASKS:
+        if who is not None and switches and not stacks.user_mode(proc):
             found = Look(who, task, switches)
     except (OSError, ValueError):
         pass  # it has ended, or this kernel does not count

@@ -121,11 +121,12 @@ def may_read(wchan: bytes, proc: str = "/proc") -> bool:
     take for ever: exec closes files meanwhile, and one of them may be of a file system of his own
     (lock_trace() in fs/proc/base.c). Its wchan takes no lock. On User-mode Linux that names another function.
     """
-    return wchan == ASKS or _user_mode(proc)
+    return wchan == ASKS or user_mode(proc)
 
 
 @functools.cache
-def _user_mode(proc: str) -> bool:
+def user_mode(proc: str = "/proc") -> bool:
+    """Whether this is User-mode Linux, by its cpuinfo file."""
     try:
         return "User Mode Linux" in _read(f"{proc}/cpuinfo")
     except OSError:

@@ -16,9 +16,9 @@ from kmodd.kernel.ringbuffer import EventFormat
 _INIT_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A request as the kernel recorded it.
+    """A request as the kernel recorded it; each record is one of its own.
 
     `time`: CLOCK_MONOTONIC, ns. `tid`: the task's thread id in the initial pid namespace. `wait`: whether
     it waits for the answer (request_module_nowait() does not).

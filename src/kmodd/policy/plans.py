@@ -5,9 +5,13 @@ from __future__ import annotations
 from kmodd.policy.rules import Wanted
 from kmodd.tree.plan import Action, Plan, Verdict
 
+_NOTHING = Wanted((), {}, frozenset())
+
 
 def wanted(plan: Plan) -> Wanted:
     """Return the modules of a plan, those that are live or built in too, and what each needs."""
+    if not plan.targets:
+        return _NOTHING
     needs: dict[str, set[str]] = {}
     new: set[str] = set()
     # What modprobe.d blacklists is left out of the load, too, unless nothing else is in it.

@@ -77,7 +77,7 @@ class Listener:
     def start(self) -> None:
         """Begin to accept."""
         self._resume = None
-        asyncio.get_running_loop().add_reader(self._sock, self._accept)
+        asyncio.get_running_loop().add_reader(self._sock, self.accept)
 
     def close(self) -> None:
         """Accept no more; connections that nobody has accepted are reset, so their helpers fall back."""
@@ -90,7 +90,10 @@ class Listener:
                 os.unlink(self._path)
         self._sock.close()
 
-    def _accept(self) -> None:
+    def accept(self) -> None:
+        """Take whoever has connected."""
+        if self._resume is not None:
+            return
         for _ in range(_AT_ONCE):
             try:
                 conn, _address = self._sock.accept()
