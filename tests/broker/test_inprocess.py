@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from kmodd.broker import threads
 from kmodd.broker.inprocess import InProcessLoader
 from kmodd.broker.loader import Report
 from kmodd.broker.modules import ModuleLoads
+from kmodd.broker.threads import Settle
 from kmodd.model import Outcome
 from kmodd.settings import Settings
 from kmodd.tree import modprobed
@@ -51,6 +53,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
+        self.allowed = True
 
     def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
         return plan is not None
@@ -59,7 +62,7 @@ class Progress:
         return False
 
     def may_go_on(self) -> bool:
-        return True
+        return self.allowed
 
     def awaits(self, number: int, *, shared: bool) -> None:
         pass
@@ -239,3 +242,85 @@ def test_an_install_command_is_not_run_for_what_is_live_by_then(tmp_path: Path) 
     assert [module for module, _parameters in world.kernel.calls] == ["slow", "b"]
     assert report.status == 0
     assert not count.exists()
+
+
+class Held:
+    """Threads that begin when they are told to: a module's load may have to wait for others."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[tuple[Callable[[], Any], Settle[Any]]] = []
+        monkeypatch.setattr(
+            threads, "start_thread", lambda _name, work, settle: self.begun.append((work, settle))
+        )
+
+    def do(self) -> None:
+        work, settle = self.begun.pop(0)
+        settle(work(), None)
+
+
+@pytest.mark.parametrize("name", ["m", "many"])
+def test_a_denial_counts_for_what_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The policy was asked before; the load had to wait for its turn since."""
+    world = World(tmp_path, {"d": "", "m": "", "many": "d m"})
+
+    async def story() -> Report:
+        held, progress = Held(monkeypatch), Progress()
+        report = asyncio.ensure_future(world.carry_out(name, progress))
+        await asyncio.sleep(0)
+        progress.allowed = False
+        while held.begun:
+            held.do()
+        return await report
+
+    report = asyncio.run(story())
+    assert (report.outcome, report.status, report.modules) == (Outcome.DENIED, -errno.EPERM, ())
+    assert world.kernel.calls == []
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_who_may_have_it_has_it_though_another_who_began_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    """`found`: that nobody may have it is found out first, and is being told when the other one comes."""
+    world = World(tmp_path, {"m": ""})
+
+    async def story() -> tuple[Report, Report]:
+        held, denied = Held(monkeypatch), Progress()
+        first = asyncio.ensure_future(world.carry_out("m", denied))
+        await asyncio.sleep(0)
+        denied.allowed = False
+        work, settle = held.begun.pop()
+        result = work() if found else None
+        second = asyncio.ensure_future(world.carry_out("m", Progress()))
+        await asyncio.sleep(0)
+        settle(result if found else work(), None)
+        while held.begun:
+            held.do()
+        return await first, await second
+
+    first, second = asyncio.run(story())
+    assert (second.outcome, second.status) == (Outcome.LOADED, 0)
+    assert first.outcome is (Outcome.DENIED if found else Outcome.LOADED)
+    assert world.kernel.calls == [("m", "")]
+
+
+def test_a_defect_in_a_step_ends_its_request_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, {"d": "", "m": "", "many": "d m"})
+
+    class Broken(Progress):
+        def is_live(self) -> None:
+            raise ZeroDivisionError
+
+    async def story() -> Report:
+        broken = asyncio.ensure_future(world.carry_out("many", Broken()))
+        other = asyncio.ensure_future(world.carry_out("many", Progress()))
+        with pytest.raises(ZeroDivisionError):
+            await broken
+        return await other
+
+    assert asyncio.run(story()).outcome is Outcome.LOADED
+    assert sorted(module for module, _parameters in world.kernel.calls) == ["d", "m", "many"]

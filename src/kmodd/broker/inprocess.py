@@ -16,7 +16,7 @@ from typing import Any
 from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.installed import Installed
 from kmodd.broker.loader import Loader, Progress, Report, denied
-from kmodd.broker.modules import Failure, ModuleLoads
+from kmodd.broker.modules import DENIED, Failure, Loaded, ModuleLoads, without_a_word
 from kmodd.broker.unloads import Unloads
 from kmodd.errors import KernelError, KmoddError, errno_words
 from kmodd.kernel.interface import Kernel
@@ -49,6 +49,92 @@ class _Taken:
     failure: Failure | None = None
     brought_in: list[str] = field(default_factory=list)
     shared: bool = False
+
+
+def _to_load(step: Step, taken: _Taken, progress: Progress) -> bool:
+    """Whether a step has anything to be loaded, and may."""
+    if taken.failure is not None or step.action in {Action.NOTHING, Action.BUILT_IN}:
+        return False
+    if not progress.may_go_on():
+        taken.failure = Failure(step.module, -errno.EPERM, DENIED, denied=True)
+        return False
+    return True
+
+
+def _count(step: Step, loaded: Loaded, shared: bool, taken: _Taken, progress: Progress) -> None:
+    """Note how the load of a step has ended."""
+    taken.shared |= shared
+    if not shared:
+        taken.brought_in += loaded.brought_in
+    if loaded.failure is None:
+        if step.named and taken.last:
+            # A post soft dependency may ask for this very name while it loads.
+            progress.is_live()
+        return
+    if step.required:
+        taken.failure = taken.failure or loaded.failure
+    else:
+        # As for modprobe: what a soft dependency comes to is nobody's affair but its own.
+        log.info("soft dependency %s: %s", step.module, loaded.failure.words)
+
+
+class _AtOnce:
+    """The steps of a target, each taken as soon as those have ended that it needs; none after a failure.
+
+    Not a task for each: in a closure of a hundred modules those cost more than all else on the event loop.
+    """
+
+    def __init__(self, steps: Sequence[Step], loads: ModuleLoads, taken: _Taken, progress: Progress) -> None:
+        """Begin."""
+        self._steps = steps
+        self._loads = loads
+        self._taken = taken
+        self._progress = progress
+        self._missing = [len(set(step.after)) for step in steps]
+        self._behind: list[list[int]] = [[] for _ in steps]
+        for number, step in enumerate(steps):
+            for other in set(step.after):
+                self._behind[other].append(number)
+        self._left = len(steps)
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once all have ended; what it raises is a defect of ours."""
+        self._take([number for number, missing in enumerate(self._missing) if not missing])
+
+    def _take(self, ready: list[int]) -> None:
+        """Take steps that are ready, and those that are once these have nothing to be loaded."""
+        ready.reverse()
+        while ready and not self.over.done():
+            number = ready.pop()
+            step = self._steps[number]
+            if _to_load(step, self._taken, self._progress):
+                self._loads.begin(step, self._progress, partial(self._told, number))
+            else:
+                ready += reversed(self._has_ended(number))
+
+    def _has_ended(self, number: int) -> list[int]:
+        """Return the steps that are ready now that one has ended."""
+        self._left -= 1
+        if not self._left:
+            self.over.set_result(None)
+        ready = []
+        for other in self._behind[number]:
+            self._missing[other] -= 1
+            if not self._missing[other]:
+                ready.append(other)
+        return ready
+
+    def _told(self, number: int, loaded: Loaded | None, shared: bool, error: BaseException | None) -> None:
+        if self.over.done():
+            return  # the daemon stops, or another step has met a defect
+        if loaded is None:
+            self.over.set_exception(error or without_a_word())
+            return
+        try:
+            _count(self._steps[number], loaded, shared, self._taken, self._progress)
+            self._take(self._has_ended(number))
+        except Exception as err:  # noqa: BLE001 - raised where it is awaited: others wait for this load, too
+            if not self.over.done():
+                self.over.set_exception(err)
 
 
 class InProcessLoader:
@@ -152,43 +238,12 @@ class InProcessLoader:
                 if taken.failure is None:
                     await self._step(step, taken, progress)
         else:
-            await self._take_at_once(target.steps, taken, progress)
+            await _AtOnce(target.steps, self._loads, taken, progress).over
         return taken
 
-    async def _take_at_once(self, steps: Sequence[Step], taken: _Taken, progress: Progress) -> None:
-        """Take each step as soon as those have ended that it needs; after a failure begin no more."""
-        ended: list[asyncio.Task[None]] = []
-
-        async def when_ready(step: Step) -> None:
-            for number in step.after:
-                await ended[number]
-            if taken.failure is None:
-                await self._step(step, taken, progress)
-
-        async with asyncio.TaskGroup() as group:
-            ended += [group.create_task(when_ready(step)) for step in steps]
-
     async def _step(self, step: Step, taken: _Taken, progress: Progress) -> None:
-        if step.action in {Action.NOTHING, Action.BUILT_IN}:
-            return
-        if not progress.may_go_on():
-            words = "the policy has come to deny it to all who asked"
-            taken.failure = taken.failure or Failure(step.module, -errno.EPERM, words, denied=True)
-            return
-        loaded, shared = await self._loads.load(step, progress)
-        taken.shared |= shared
-        if not shared:
-            taken.brought_in += loaded.brought_in
-        if loaded.failure is None:
-            if step.named and taken.last:
-                # A post soft dependency may ask for this very name while it loads.
-                progress.is_live()
-            return
-        if step.required:
-            taken.failure = taken.failure or loaded.failure
-        else:
-            # As for modprobe: what a soft dependency comes to is nobody's affair but its own.
-            log.info("soft dependency %s: %s", step.module, loaded.failure.words)
+        if _to_load(step, taken, progress):
+            _count(step, *await self._loads.load(step, progress), taken, progress)
 
     # What is told
 

@@ -39,7 +39,10 @@ class Progress(Protocol):
         """Whether anything could be denied: else it is not worth while to make a plan for that alone."""
 
     def may_go_on(self) -> bool:
-        """Whether somebody who asked may still have it, as the policy is now: before each module."""
+        """Whether somebody who asked may still have it, as the policy is now: before each module.
+
+        It may be called from any thread.
+        """
 
     def awaits(self, number: int, *, shared: bool) -> None:
         """The load now waits for load `number` of a module; `shared`: that one was in progress before."""

@@ -18,7 +18,6 @@ from kmodd.broker.deadlock import RunningLoad
 from kmodd.broker.loader import Progress
 from kmodd.broker.own import ByOthers, Own, nothing
 from kmodd.broker.pace import Pace
-from kmodd.broker.threads import start_thread
 from kmodd.errors import KmoddError, errno_words
 from kmodd.kernel import init, refusal
 from kmodd.kernel.interface import Kernel
@@ -38,6 +37,11 @@ class Failure:
     denied: bool = False
 
 
+def without_a_word() -> Exception:
+    """Return what is raised where a defect of ours has ended a load."""
+    return RuntimeError("a load has ended without a word")
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """How the load of a module ended.
@@ -49,8 +53,23 @@ class Loaded:
     brought_in: tuple[str, ...] = ()
 
 
+Told = Callable[[Loaded | None, bool, BaseException | None], None]
+"""Told how a module's load has ended, whether another had begun it, or what defect of ours has ended it."""
+DENIED = "the policy has come to deny it to all who asked"
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """Who waits for a module's load, and what it was to be."""
+
+    step: Step
+    progress: Progress
+    told: Told
+    shared: bool
+
+
 class ModuleLoad:
-    """The load of one module in progress."""
+    """The load of one module in progress, and for whom."""
 
     __slots__ = ("begun", "module", "number", "session", "tid", "waiters")
 
@@ -58,7 +77,7 @@ class ModuleLoad:
         self.number = number
         self.module = module
         self.begun = time.monotonic_ns()
-        self.waiters: list[asyncio.Future[Loaded]] = []
+        self.waiters: list[_Waiter] = []
         # These two are set by its thread, once: who is blocked when the module asks for another.
         self.tid: int | None = None
         self.session: int | None = None
@@ -84,7 +103,7 @@ class ModuleLoads:
         self._own = own or Own()
         self._by_others = by_others
         self._in_flight: dict[str, ModuleLoad] = {}
-        self._pace = Pace()
+        self._pace: Pace[Loaded] = Pace("kmod_loader")
 
     def running(self) -> list[RunningLoad]:
         """Return them as the search for deadlocks sees them."""
@@ -92,34 +111,38 @@ class ModuleLoads:
 
     async def load(self, step: Step, progress: Progress) -> tuple[Loaded, bool]:
         """Take a step; return how it ended, and whether another load had begun it."""
+        # One for each: whoever gives up leaves the load to the others, and to the kernel.
+        waiter: asyncio.Future[tuple[Loaded, bool]] = asyncio.get_running_loop().create_future()
+
+        def told(loaded: Loaded | None, shared: bool, error: BaseException | None) -> None:
+            if waiter.done():
+                return
+            if loaded is None:
+                waiter.set_exception(error or without_a_word())
+            else:
+                waiter.set_result((loaded, shared))
+
+        self.begin(step, progress, told)
+        return await waiter
+
+    def begin(self, step: Step, progress: Progress, told: Told) -> None:
+        """Take a step; `told` is called once, when it has ended, which may be before this returns.
+
+        There is no task beside its thread: that would cost turns of the event loop for each module.
+        """
         load = self._in_flight.get(step.module)
         shared = load is not None
         if load is None:
             load = ModuleLoad(self._next_number(), step.module)
             self._in_flight[step.module] = load
         progress.awaits(load.number, shared=shared)
-        # One for each: whoever gives up leaves the load to the others, and to the kernel.
-        waiter: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        load.waiters.append(waiter)
+        load.waiters.append(_Waiter(step, progress, told, shared))
         if not shared:
-            self._pace.begin(partial(self._start, load, step))
-        try:
-            return await waiter, shared
-        finally:
-            progress.got(load.number)
-
-    def _start(self, load: ModuleLoad, step: Step) -> None:
-        """Start its thread; no task beside it: that would cost turns of the event loop for each module."""
-        by_command = step.action is Action.RUN
-        work = partial(self._command if by_command else self._insert, load, step)
-        try:
-            start_thread("kmod_loader", work, partial(self._ended, load, step))
-        except OSError as err:
-            self._ended(load, step, None, err)
+            work = partial(self._command if step.action is Action.RUN else self._insert, load, step)
+            self._pace.begin(work, partial(self._ended, load, step))
 
     def _ended(self, load: ModuleLoad, step: Step, ended: Loaded | None, error: BaseException | None) -> None:
         del self._in_flight[step.module]
-        self._pace.ended()
         if isinstance(error, OSError):
             ended = self._failed(step, error)
         elif ended is not None and step.action is Action.RUN and ended.brought_in:
@@ -130,13 +153,14 @@ class ModuleLoads:
             else:
                 brought_in = tuple(module for module in ended.brought_in if module not in others)
                 ended = Loaded(ended.failure, brought_in)
+        denied = ended is not None and ended.failure is not None and ended.failure.denied
         for waiter in load.waiters:
-            if waiter.done():
-                continue
-            if ended is None:
-                waiter.set_exception(error or RuntimeError("a load has ended without a word"))
+            waiter.progress.got(load.number)
+            if denied and waiter.progress.may_go_on():
+                # It came to wait only once that was found, and may have it.
+                self.begin(waiter.step, waiter.progress, waiter.told)
             else:
-                waiter.set_result(ended)
+                waiter.told(ended, waiter.shared, error)
 
     @staticmethod
     def _failed(step: Step, err: OSError) -> Loaded:
@@ -146,8 +170,17 @@ class ModuleLoads:
 
     # In the loader's thread
 
+    @staticmethod
+    def _denied(load: ModuleLoad) -> Loaded | None:
+        """Return how it ends where none of those who asked may have it any more: it may have had to wait."""
+        if any(waiter.progress.may_go_on() for waiter in list(load.waiters)):
+            return None
+        return Loaded(Failure(load.module, -errno.EPERM, DENIED, denied=True))
+
     def _insert(self, load: ModuleLoad, step: Step) -> Loaded:
         module = step.module
+        if (denied := self._denied(load)) is not None:
+            return denied
         load.tid = threading.get_native_id()
         self._enter_root()
         if self._kernel.is_live(module):
@@ -174,6 +207,8 @@ class ModuleLoads:
     def _command(self, load: ModuleLoad, step: Step) -> Loaded:
         """Run an `install` command as modprobe does, instead of loading the module."""
         assert step.command is not None
+        if (denied := self._denied(load)) is not None:
+            return denied
         self._enter_root()
         if self._kernel.is_live(step.module):
             return Loaded()  # by now: another request's command has brought it, or a step before this one

@@ -62,6 +62,18 @@ class Own:
             self._ended.append(Work(work.tid, begin, self._clock(), is_child))
             del self._running[number]
 
+    def is_thread(self, tid: int, moment: int) -> bool:
+        """Whether a task was a thread of ours at work at a moment (CLOCK_MONOTONIC, ns)."""
+        for work in list(self._running.values()):
+            if work.tid == tid and work.covers(moment):
+                return True
+        for work in reversed(list(self._ended)):
+            if work.tid == tid and work.covers(moment):
+                return True
+            if work.end is not None and work.end < moment - _SLACK:
+                break
+        return False
+
     def at(self, moment: int) -> list[Work]:
         """Return what was in progress at a moment (CLOCK_MONOTONIC, ns)."""
         found = [work for work in list(self._running.values()) if work.covers(moment)]

@@ -1,56 +1,138 @@
-"""Many starts, spread over a few moments: threads that all begin at once fight for Python's lock.
+"""Many threads, begun over a few moments: all at once would fight for Python's lock, and for the processors.
 
-No pool: nothing waits for another's end. A few begin at once, one more at each end, and whatever ends or not,
-twice as many each time after a short while; so the last of a thousand begins after a tenth of a second.
+No pool: nothing waits for another's end. A few begin at once. A thread whose work is done takes on the next
+that waits. And whatever ends or not, more begin after a short while: twice as many each time where those that
+have begun sleep, so that the last of a thousand begins after a tenth of a second; one each time where they
+keep the processors busy, for then another is no help.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+from kmodd.broker import threads
+from kmodd.broker.threads import Settle
+
+T = TypeVar("T")
 
 AT_ONCE = 2 * (os.cpu_count() or 1)
-WHILE = 0.01
-"""Seconds."""
+WHILE, BUSY_WHILE = 0.01, 0.05
+"""Seconds until more begin: while those that have begun sleep, and while they are busy."""
+_BUSY = 0.75
+"""Processors that are busy with them: of what is Python's no more than one can be."""
 
 
-class Pace:
-    """Calls what it is given, in order; all on the event loop."""
+@dataclass(slots=True)
+class _Piece(Generic[T]):
+    """A piece of work, and who is told how it ended."""
 
-    def __init__(self, at_once: int = AT_ONCE) -> None:
+    work: Callable[[], T]
+    settle: Settle[T]
+    result: T | None = None
+    error: BaseException | None = None
+
+    def do(self) -> None:
+        try:
+            self.result = self.work()
+        except BaseException as err:  # noqa: BLE001 - it is raised where it is awaited
+            self.error = err
+
+    def tell(self) -> None:
+        self.settle(self.result, self.error)
+
+
+class Pace(Generic[T]):
+    """Runs pieces of blocking work in threads, in order. All calls on the event loop.
+
+    `used` and `clock`, in seconds: the processor time of this process, and the time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        at_once: int = AT_ONCE,
+        *,
+        used: Callable[[], float] = time.process_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
         self._at_once = at_once
+        self._used = used
+        self._clock = clock
+        self._then = 0.0, 0.0
         self._going = 0
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[_Piece[T]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, start: Callable[[], None]) -> None:
-        """Call `start`, now or soon; `ended` is to be called once for each when what it began is over."""
+    def begin(self, work: Callable[[], T], settle: Settle[T]) -> None:
+        """Run `work` now or soon; call `settle` with what it returned or raised, on the event loop.
+
+        OSError, EAGAIN: no thread could be started.
+        """
+        piece = _Piece(work, settle)
         if self._going < self._at_once:
-            self._going += 1
-            start()
+            self._start(piece)
             return
-        self._waiting.append(start)
+        self._waiting.append(piece)
         if self._timer is None:
-            self._arm(self._at_once)
+            self._arm(WHILE, self._at_once)
 
-    def ended(self) -> None:
-        """One of those that have begun is over."""
+    def _start(self, piece: _Piece[T]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            threads.start_thread(self._name, partial(self._run, loop, piece), partial(self._over, piece))
+        except OSError as err:
+            piece.error = err
+            piece.tell()
+        else:
+            self._going += 1
+
+    def _next(self) -> _Piece[T] | None:
+        """Return the next that waits, to whoever asks first: threads do, too."""
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def _run(self, loop: asyncio.AbstractEventLoop, piece: _Piece[T]) -> _Piece[T]:
+        """In a thread: do a piece, and those that wait then; return the last, which is still to be told."""
+        piece.do()
+        while (following := self._next()) is not None:
+            try:
+                loop.call_soon_threadsafe(piece.tell)
+            except RuntimeError:
+                break  # the daemon has stopped without waiting for us
+            piece = following
+            piece.do()
+        return piece
+
+    def _over(self, first: _Piece[T], last: _Piece[T] | None, error: BaseException | None) -> None:
+        """A thread has ended, maybe before it could do anything."""
         self._going -= 1
-        if self._waiting and self._going < self._at_once:
-            self._next()
+        if self._going < self._at_once and (following := self._next()) is not None:
+            self._start(following)
+        if last is None:
+            last, first.error = first, error
+        last.tell()
 
-    def _arm(self, count: int) -> None:
-        self._timer = asyncio.get_running_loop().call_later(WHILE, self._more, count)
+    def _arm(self, after: float, count: int) -> None:
+        self._then = self._clock(), self._used()
+        self._timer = asyncio.get_running_loop().call_later(after, self._more, count)
 
     def _more(self, count: int) -> None:
         self._timer = None
-        for _ in range(min(count, len(self._waiting))):
-            self._next()
+        clock, used = self._then
+        busy = self._used() - used >= _BUSY * (self._clock() - clock)
+        for _ in range(1 if busy else count):
+            if (piece := self._next()) is None:
+                return
+            self._start(piece)
         if self._waiting:
-            self._arm(2 * count)
-
-    def _next(self) -> None:
-        self._going += 1
-        self._waiting.popleft()()
+            self._arm(BUSY_WHILE if busy else WHILE, count if busy else 2 * count)

@@ -12,7 +12,8 @@ from typing import TypeVar
 from kmodd.kernel import libc
 
 T = TypeVar("T")
-
+Settle = Callable[[T | None, BaseException | None], None]
+"""Told what a piece of work returned, or raised."""
 
 _ALL_SIGNALS = tuple(map(int, signal.valid_signals()))
 """As numbers: to make enums of them takes longer than all else at a thread's start."""
@@ -41,9 +42,7 @@ async def in_own_thread(name: str, work: Callable[[], T]) -> T:
     return await future
 
 
-def start_thread(
-    name: str, work: Callable[[], T], settle: Callable[[T | None, BaseException | None], None]
-) -> None:
+def start_thread(name: str, work: Callable[[], T], settle: Settle[T]) -> None:
     """Run `work` as `in_own_thread` does; call `settle` with what it returned or raised, on the event loop.
 
     Raises:

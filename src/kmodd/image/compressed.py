@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as _errno
 import io
+import os
 import sys
 
 from kmodd.errors import KmoddError
@@ -172,8 +173,21 @@ def read_module(path: str) -> bytes:
         OSError: it cannot be opened or read; it is no regular file.
         CannotDecompress: it is compressed, and damaged; or it is larger than 512 MiB.
     """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        data = whole.read(path, LIMIT)
+        return module_in(fd, path)
+    finally:
+        os.close(fd)
+
+
+def module_in(fd: int, path: str) -> bytes:
+    """Return what `read_module` does, of a file that is open and has not been read.
+
+    Raises:
+        OSError, CannotDecompress: as `read_module`.
+    """
+    try:
+        data = whole.contents(fd, path, LIMIT)
     except OSError as err:
         if err.errno == _errno.EFBIG:
             raise CannotDecompress(err.strerror or str(err), _errno.EFBIG) from err

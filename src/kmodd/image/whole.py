@@ -25,20 +25,31 @@ def read(path: str, limit: int, *, pipe: bool = False) -> bytes:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if pipe else os.O_NONBLOCK))
     try:
-        info = os.fstat(fd)
-        if stat.S_ISDIR(info.st_mode):
-            raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR), path)
-        null = stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL
-        if not (stat.S_ISREG(info.st_mode) or null or (pipe and stat.S_ISFIFO(info.st_mode))):
-            raise OSError(_errno.EINVAL, "it is not a regular file", path)
-        pieces: list[bytes] = []
-        total = 0
-        while max(total, info.st_size) <= limit:
-            piece = os.read(fd, max(_PIECE, info.st_size + 1 - total))
-            if not piece:
-                return b"".join(pieces)
-            pieces.append(piece)
-            total += len(piece)
-        raise OSError(_errno.EFBIG, f"it is larger than {limit >> 20} MiB", path)
+        return contents(fd, path, limit, pipe=pipe)
     finally:
         os.close(fd)
+
+
+def contents(fd: int, path: str, limit: int, *, pipe: bool = False) -> bytes:
+    """Return what `read` does, of a file that is open; `path` is for what is said of it.
+
+    Raises:
+        OSError: as `read`.
+    """
+    info = os.fstat(fd)
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(_errno.EISDIR, os.strerror(_errno.EISDIR), path)
+    null = stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL
+    if not (stat.S_ISREG(info.st_mode) or null or (pipe and stat.S_ISFIFO(info.st_mode))):
+        raise OSError(_errno.EINVAL, "it is not a regular file", path)
+    pieces: list[bytes] = []
+    total = 0
+    while max(total, info.st_size) <= limit:
+        # As much as it says it has, and one byte to see that this is all: memory that is not used costs, too.
+        left = info.st_size - total
+        piece = os.read(fd, left + 1 if left >= 0 and info.st_size else _PIECE)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        total += len(piece)
+    raise OSError(_errno.EFBIG, f"it is larger than {limit >> 20} MiB", path)

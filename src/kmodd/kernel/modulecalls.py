@@ -48,9 +48,9 @@ def load_image(path: str, parameters: bytes, *, force_flags: int = 0) -> None:
                     raise
             else:
                 return
+        image = compressed.module_in(fd, path)
     finally:
         os.close(fd)
-    image = compressed.read_module(path)
     if force_flags:
         image = elf.without_checks(
             image,
