@@ -11,10 +11,12 @@ import contextlib
 import ctypes
 import os
 import select
+import struct
 from collections.abc import Iterable
 
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 """IN_MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF."""
+_EVENT = struct.Struct("=iIII")
 
 
 class Watch:
@@ -25,31 +27,63 @@ class Watch:
         self._inotify = -1
         self._mounts = -1
         self._blind = False
+        self._wanted: dict[int, set[str] | None] = {}
+        """For each watch the names that matter; None: all do."""
         self._poll = select.poll()
         libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._inotify < 0:
             self._blind = True  # no instance left, or no inotify: then every answer is "maybe"
             return
-        for path in {_nearest(path) for path in directories}:
-            if libc.inotify_add_watch(self._inotify, os.fsencode(path), ctypes.c_uint32(_MASK)) < 0:
-                self._blind = True
+        for path in sorted(directories):
+            while self._add(libc, *_nearest(path)):
+                pass  # it has come into being meanwhile
         self._poll.register(self._inotify, select.POLLIN)
         with contextlib.suppress(OSError):
             self._mounts = os.open(mounts, os.O_RDONLY | os.O_CLOEXEC)
             self._poll.register(self._mounts, select.POLLPRI)
             self._poll.poll(0)
 
+    def _add(self, libc: ctypes.CDLL, there: str, missing: str | None) -> bool:
+        """Watch a directory; return whether the one that was missing in it is there by now."""
+        number = libc.inotify_add_watch(self._inotify, os.fsencode(there), ctypes.c_uint32(_MASK))
+        if number < 0:
+            self._blind = True
+        elif missing is None:
+            self._wanted[number] = None
+        else:
+            names = self._wanted.setdefault(number, set())
+            if names is not None:
+                names.add(missing)
+            return os.path.isdir(os.path.join(there, missing))
+        return False
+
     def maybe_changed(self) -> bool:
         """Return whether anything happened there since the last answer."""
         if self._blind:
             return True
-        if not self._poll.poll(0):
+        ready = self._poll.poll(0)
+        if not ready:
             return False
+        changed = any(fd != self._inotify for fd, _events in ready)
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._inotify, 65536):
-                pass
-        return True
+            while events := os.read(self._inotify, 65536):
+                changed = changed or self._matter(events)
+        return changed
+
+    def _matter(self, events: bytes) -> bool:
+        """Whether any of some events may be a change: in /run, say, files come and go all the time."""
+        at = 0
+        while at < len(events):
+            number, _mask, _cookie, length = _EVENT.unpack_from(events, at)
+            at += _EVENT.size
+            name = os.fsdecode(events[at : at + length].rstrip(b"\0"))
+            at += length
+            names = self._wanted.get(number)
+            # Without a name it is the directory itself, or the kernel's queue that was full.
+            if names is None or not name or name in names:
+                return True
+        return False
 
     def close(self) -> None:
         """Watch no more."""
@@ -60,7 +94,9 @@ class Watch:
         self._blind = True
 
 
-def _nearest(path: str) -> str:
+def _nearest(path: str) -> tuple[str, str | None]:
+    """Return the nearest directory that is there, and the name that is missing in it, if any."""
+    missing = None
     while path != "/" and not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
+        path, missing = os.path.split(path)
+    return path, missing
