@@ -6,23 +6,33 @@ import asyncio
 import errno
 import itertools
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kmodd.broker import threads
+from kmodd.broker import threads as threads_room
+from kmodd.broker.broker import Broker
 from kmodd.broker.inprocess import InProcessLoader
 from kmodd.broker.loader import Report
 from kmodd.broker.modules import ModuleLoads
+from kmodd.broker.pace import Pace
 from kmodd.broker.threads import Settle
-from kmodd.model import Outcome
+from kmodd.broker.tickets import Asker, Ticket
+from kmodd.model import Outcome, Requester, Source
+from kmodd.policy.files import Policy
+from kmodd.policy.inforce import PolicyInForce
+from kmodd.record.recorder import Recorder
 from kmodd.settings import Settings
 from kmodd.tree import modprobed
 from kmodd.tree.index import Index
 from kmodd.tree.plan import Plan
 from kmodd.tree.snapshot import Snapshot
+from support.policies import taken
+
+PATIENCE = 60.0
 
 
 class Kernel:
@@ -250,7 +260,7 @@ class Held:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[tuple[Callable[[], Any], Settle[Any]]] = []
         monkeypatch.setattr(
-            threads, "start_thread", lambda _name, work, settle: self.begun.append((work, settle))
+            threads_room, "start_thread", lambda _name, work, settle: self.begun.append((work, settle))
         )
 
     def do(self) -> None:
@@ -324,3 +334,44 @@ def test_a_defect_in_a_step_ends_its_request_and_no_other(
 
     assert asyncio.run(story()).outcome is Outcome.LOADED
     assert sorted(module for module, _parameters in world.kernel.calls) == ["d", "m", "many"]
+
+
+def test_what_a_module_asks_for_is_not_asked_by_the_one_before_it(tmp_path: Path) -> None:
+    """One thread loads two modules; the second asks before the event loop knows that the first is done."""
+    world = World(tmp_path, {"mine": "", "theirs": "", "x": ""})
+    world.loads._pace = Pace("kmod_loader", 1)
+    policy = PolicyInForce()
+    policy.replace(Policy((taken('[[rule]]\naction = "deny"\nmodule = "x"\nuid = 1000\n'),)))
+
+    async def nobody(*_arguments: object) -> list[Any]:
+        return []
+
+    async def story() -> Ticket:
+        broker = Broker(world.loader, Settings(), Recorder(), nobody, policy=policy)
+        go_on, asks, answered = threading.Event(), threading.Event(), threading.Event()
+        tids: list[int] = []
+
+        def theirs() -> None:
+            tids.append(threading.get_native_id())
+            asks.set()
+            answered.wait(PATIENCE)
+
+        world.kernel.does = {"mine": lambda: go_on.wait(PATIENCE) and None, "theirs": theirs}
+        over = asyncio.Event()
+        for name, uid in ((b"mine", 0), (b"theirs", 1000)):
+            asker = Asker(Requester(pid=uid + 1, uid=uid))
+            broker.submit(name, Source.KERNEL, asker=asker, on_result=lambda _result: over.set())
+        while not world.kernel.calls:
+            await asyncio.sleep(0)
+        # From here on the event loop hears of nothing, as in a long turn.
+        go_on.set()
+        assert asks.wait(PATIENCE)
+        nested = broker.submit(b"x", Source.KERNEL, asker=Asker(Requester(pid=3, uid=0), tid=tids[0]))
+        answered.set()
+        await over.wait()
+        await broker.stop(PATIENCE)
+        return nested
+
+    nested = asyncio.run(story())
+    assert nested.result is not None
+    assert nested.result.outcome is Outcome.DENIED

@@ -55,6 +55,22 @@ def test_a_directory_that_is_not_there_yet(tmp_path: Path, no_mounts: str, missi
     again.close()
 
 
+def test_a_link_to_a_directory_that_is_not_there_yet(tmp_path: Path, no_mounts: str) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/modprobe.d").symlink_to("../opt/modprobe.d")
+    watch = Watch([str(tmp_path / "etc/modprobe.d")], no_mounts)
+    (tmp_path / "etc/passwd").touch()
+    assert not watch.maybe_changed()
+    (tmp_path / "opt/modprobe.d").mkdir(parents=True)
+    assert watch.maybe_changed()
+    watch.close()
+    (tmp_path / "etc/loop").symlink_to("loop")
+    watch = Watch([str(tmp_path / "etc/loop")], no_mounts)
+    (tmp_path / "etc/loop").unlink()
+    assert watch.maybe_changed()
+    watch.close()
+
+
 def test_one_that_is_watched_itself_and_for_what_is_missing_in_it(tmp_path: Path, no_mounts: str) -> None:
     for directories in (["a", "a/b"], ["a/b", "a"]):
         (tmp_path / "a").mkdir(exist_ok=True)

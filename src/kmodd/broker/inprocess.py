@@ -98,7 +98,10 @@ class _AtOnce:
         self._left = len(steps)
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once all have ended; what it raises is a defect of ours."""
-        self._take([number for number, missing in enumerate(self._missing) if not missing])
+        try:
+            self._take([number for number, missing in enumerate(self._missing) if not missing])
+        except Exception as err:  # noqa: BLE001 - raised where it is awaited: what has begun ends for nobody
+            self.over.set_exception(err)
 
     def _take(self, ready: list[int]) -> None:
         """Take steps that are ready, and those that are once these have nothing to be loaded."""

@@ -78,7 +78,8 @@ class ModuleLoad:
         self.module = module
         self.begun = time.monotonic_ns()
         self.waiters: list[_Waiter] = []
-        # These two are set by its thread, once: who is blocked when the module asks for another.
+        # Set by its thread: who is blocked when the module asks for another. The thread goes on to other
+        # loads, so its id is this one's only as long as it works on this.
         self.tid: int | None = None
         self.session: int | None = None
 
@@ -126,7 +127,7 @@ class ModuleLoads:
         return await waiter
 
     def begin(self, step: Step, progress: Progress, told: Told) -> None:
-        """Take a step; `told` is called once, when it has ended, which may be before this returns.
+        """Take a step; `told` is called once, when it has ended, and not before this returns.
 
         There is no task beside its thread: that would cost turns of the event loop for each module.
         """
@@ -135,11 +136,16 @@ class ModuleLoads:
         if load is None:
             load = ModuleLoad(self._next_number(), step.module)
             self._in_flight[step.module] = load
-        progress.awaits(load.number, shared=shared)
-        load.waiters.append(_Waiter(step, progress, told, shared))
-        if not shared:
-            work = partial(self._command if step.action is Action.RUN else self._insert, load, step)
-            self._pace.begin(work, partial(self._ended, load, step))
+        try:
+            progress.awaits(load.number, shared=shared)
+            load.waiters.append(_Waiter(step, progress, told, shared))
+            if not shared:
+                work = partial(self._command if step.action is Action.RUN else self._insert, load, step)
+                self._pace.begin(work, partial(self._ended, load, step))
+        except BaseException:
+            if not shared:
+                del self._in_flight[step.module]  # or whoever needs it would wait for nothing
+            raise
 
     def _ended(self, load: ModuleLoad, step: Step, ended: Loaded | None, error: BaseException | None) -> None:
         del self._in_flight[step.module]
@@ -178,10 +184,18 @@ class ModuleLoads:
         return Loaded(Failure(load.module, -errno.EPERM, DENIED, denied=True))
 
     def _insert(self, load: ModuleLoad, step: Step) -> Loaded:
-        module = step.module
         if (denied := self._denied(load)) is not None:
             return denied
         load.tid = threading.get_native_id()
+        try:
+            return self._insert_here(step)
+        finally:
+            # The next load has this thread before the event loop knows that this one has ended: what that
+            # module asks for is no request of this one's, and not in the name of who asked for this one.
+            load.tid = None
+
+    def _insert_here(self, step: Step) -> Loaded:
+        module = step.module
         self._enter_root()
         if self._kernel.is_live(module):
             return Loaded()

@@ -219,7 +219,7 @@ class Others:
             self._append(record, is_load=False)
 
     def _is_our_thread(self, record: Record) -> bool:
-        return self._own.is_thread(record.tid, record.time)
+        return self._own.has(record.tid, record.time)
 
     def _append(self, record: Record, *, is_load: bool) -> _Pending:
         suspended = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()

@@ -62,8 +62,8 @@ class Own:
             self._ended.append(Work(work.tid, begin, self._clock(), is_child))
             del self._running[number]
 
-    def is_thread(self, tid: int, moment: int) -> bool:
-        """Whether a task was a thread of ours at work at a moment (CLOCK_MONOTONIC, ns)."""
+    def has(self, tid: int, moment: int) -> bool:
+        """Whether a task was at work for us at a moment (CLOCK_MONOTONIC, ns): thread or child."""
         for work in list(self._running.values()):
             if work.tid == tid and work.covers(moment):
                 return True

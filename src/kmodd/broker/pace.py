@@ -1,9 +1,10 @@
 """Many threads, begun over a few moments: all at once would fight for Python's lock, and for the processors.
 
-No pool: nothing waits for another's end. A few begin at once. A thread whose work is done takes on the next
-that waits. And whatever ends or not, more begin after a short while: twice as many each time where those that
-have begun sleep, so that the last of a thousand begins after a tenth of a second; one each time where they
-keep the processors busy, for then another is no help.
+Nothing waits for another's end. A few begin at once. A thread whose work is done takes on the next that
+waits, which so has what the one before left to the thread: its id, its root. And whatever ends or not, more
+begin after a short while: twice as many each time where those that have begun sleep, so that the last of a
+thousand begins after a tenth of a second; one each time where they keep a processor busy, for then another
+is no help.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ class Pace(Generic[T]):
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, work: Callable[[], T], settle: Settle[T]) -> None:
-        """Run `work` now or soon; call `settle` with what it returned or raised, on the event loop.
+        """Run `work` now or soon; call `settle` later with what it returned or raised, on the event loop.
 
-        OSError, EAGAIN: no thread could be started.
+        It is told an OSError, EAGAIN, where no thread can be started.
         """
         piece = _Piece(work, settle)
         if self._going < self._at_once:
@@ -88,9 +89,10 @@ class Pace(Generic[T]):
         loop = asyncio.get_running_loop()
         try:
             threads.start_thread(self._name, partial(self._run, loop, piece), partial(self._over, piece))
-        except OSError as err:
+        except Exception as err:  # noqa: BLE001 - it is raised where it is awaited
             piece.error = err
-            piece.tell()
+            # Not now: who is told may begin the next, and is told of that, and so on.
+            loop.call_soon(piece.tell)
         else:
             self._going += 1
 
@@ -107,8 +109,9 @@ class Pace(Generic[T]):
         while (following := self._next()) is not None:
             try:
                 loop.call_soon_threadsafe(piece.tell)
-            except RuntimeError:
-                break  # the daemon has stopped without waiting for us
+            except Exception:  # noqa: BLE001 - the daemon has stopped without waiting for us, or no memory
+                self._waiting.appendleft(following)
+                break
             piece = following
             piece.do()
         return piece
@@ -116,11 +119,13 @@ class Pace(Generic[T]):
     def _over(self, first: _Piece[T], last: _Piece[T] | None, error: BaseException | None) -> None:
         """A thread has ended, maybe before it could do anything."""
         self._going -= 1
-        if self._going < self._at_once and (following := self._next()) is not None:
-            self._start(following)
         if last is None:
             last, first.error = first, error
-        last.tell()
+        try:
+            if self._going < self._at_once and (following := self._next()) is not None:
+                self._start(following)
+        finally:
+            last.tell()
 
     def _arm(self, after: float, count: int) -> None:
         self._then = self._clock(), self._used()
@@ -134,5 +139,5 @@ class Pace(Generic[T]):
             if (piece := self._next()) is None:
                 return
             self._start(piece)
-        if self._waiting:
+        if self._waiting and self._timer is None:
             self._arm(BUSY_WHILE if busy else WHILE, count if busy else 2 * count)

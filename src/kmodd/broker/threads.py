@@ -1,4 +1,4 @@
-"""A thread for one piece of blocking work, as `kmod_loader` was in 1998 (S3, S5): never a pool."""
+"""A thread for one piece of blocking work, as `kmod_loader` was in 1998 (S3, S5): never a bounded pool."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ they go on working when init moves from an initramfs to the real root. A loader 
 
 from __future__ import annotations
 
+import functools
 import os
 
 from kmodd.kernel import libc
@@ -25,16 +26,22 @@ def enter(pid: int = 1) -> None:
             the root's in /proc.
     """
     try:
-        _enter(f"/proc/{pid}")
+        _enter(_proc(), str(pid))
     except OSError as err:
         raise OSError(err.errno, err.strerror, f"/proc/{pid}/root") from err
 
 
-def _enter(process: str) -> None:
+@functools.cache
+def _proc() -> int:
+    """Return /proc as the first thread has it: one that has entered a root before may have none there."""
+    return os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _enter(proc: int, process: str) -> None:
     libc.unshare(libc.CLONE_FS)
-    root = os.open(f"{process}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = os.open(f"{process}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
     try:
-        cwd = os.open(f"{process}/cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        cwd = os.open(f"{process}/cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
         try:
             os.fchdir(root)
             os.chroot(".")

@@ -26,7 +26,10 @@ InThread = Callable[[str, Callable[[], None]], Awaitable[None]]
 """Runs blocking work in a thread of its own."""
 
 DELAY = 0.25
-"""Seconds that an event waits for others to be written with it: what a daemon that is killed loses."""
+"""Seconds that an event waits for others to be written with it, behind a write in progress if there is one.
+
+What a daemon that is killed loses is what has come in that time.
+"""
 WAITING_MAX = 10_000
 """Events that wait while nothing can or shall be written; the recorder has the same ones, and as many."""
 _BATCH = 2_000

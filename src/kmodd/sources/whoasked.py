@@ -151,6 +151,7 @@ class WhoAsked:
 
     def _note(self, new: list[Asked]) -> None:
         if not (new or self._records or self._given):
+            self._ahead.keep(())
             return
         for asked in new:
             # A task that asks anew has gone on: what it asked for before has been answered by the fallback.

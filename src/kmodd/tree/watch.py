@@ -52,10 +52,16 @@ class Watch:
         elif missing is None:
             self._wanted[number] = None
         else:
+            inside = os.path.join(there, missing)
             names = self._wanted.setdefault(number, set())
             if names is not None:
                 names.add(missing)
-            return os.path.isdir(os.path.join(there, missing))
+            if os.path.isdir(inside):
+                return True
+            if os.path.islink(inside):  # to a directory that may come
+                target = os.path.realpath(inside)
+                while target != inside and self._add(libc, *_nearest(target)):
+                    pass
         return False
 
     def maybe_changed(self) -> bool:
