@@ -37,7 +37,7 @@ _CONFIG = "/etc/modprobe.d/kmodd-bench-closure.conf"
 
 def run(bed: Bed) -> Measured:
     """Load in turns, all of them each time."""
-    rounds = 1 if bed.quick else 6
+    rounds = 1 if bed.quick else 4
     guest = bed.guest()
     program = bed.inside("inram", "take", program=programs.inserts(bed.built))
     depends = guest.run("sh", "-c", "cat /lib/modules/$(uname -r)/modules.dep").stdout
