@@ -29,6 +29,7 @@ class Bed:
         self._stack = contextlib.ExitStack()
         self._host: Host | None = None
         self._guests: dict[str, Guest] = {}
+        self._ends: dict[str, contextlib.ExitStack] = {}
         self.built = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kmodd-bench-")))
         """Where programs are built; guests see it."""
         self.notes: tuple[str, ...] = ()
@@ -63,12 +64,18 @@ class Bed:
         if kernel not in self._guests:
             self.say(f"booting {_WORDS[kernel]}")
             guest = Guest(LabOptions(kernel=kernel, smp=_PROCESSORS, timeout=3600))
-            self._guests[kernel] = self._stack.enter_context(guest)
+            self._ends[kernel] = self._stack.enter_context(contextlib.ExitStack())
+            self._guests[kernel] = self._ends[kernel].enter_context(guest)
             missing = self.inside("control", "prepare", kernel=kernel, policy=str(POLICY))
             self.notes = tuple(
                 f"this kmodd has no setting {key}: on and off do not differ in it" for key in missing
             )
         return self._guests[kernel]
+
+    def anew(self, kernel: Kernel = "qemu") -> None:
+        """End a guest: the next one that is asked for has a daemon that has served nothing."""
+        if self._guests.pop(kernel, None) is not None:
+            self._ends.pop(kernel).close()
 
     def inside(
         self,

@@ -31,7 +31,7 @@ DELAY = 0.25
 What a daemon that is killed loses is what has come in that time.
 """
 WAITING_MAX = 10_000
-"""Events that wait while nothing can or shall be written; the recorder has the same ones, and as many."""
+"""Events that wait while nothing can or shall be written: about 35 MB, as names and messages are bounded."""
 _BATCH = 2_000
 _RETRIES = (1.0, 2.0, 5.0, 15.0, 60.0)
 _EXPIRE_EVERY = 600.0

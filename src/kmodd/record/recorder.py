@@ -1,4 +1,4 @@
-"""Every state change is an event (invariant 6). This keeps the newest in memory and tells the listeners."""
+"""Every state change is an event (invariant 6). This numbers them, and tells the listeners."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kmodd.model import Event
 log = logging.getLogger(__name__)
 
 KEPT = 10_000
-"""Events in memory: about 10 MB at the most, as names and messages are bounded."""
+"""Events in memory for whoever looks at them here: about 35 MB, as names and messages are bounded."""
 
 Listener = Callable[[Event], None]
 
@@ -24,7 +24,7 @@ def _now() -> datetime:
 
 
 class Recorder:
-    """The newest events, numbered from 1 in the order in which things began."""
+    """Events, numbered from 1 in the order in which things began; the newest `kept` are kept."""
 
     def __init__(self, kept: int = KEPT, now: Callable[[], datetime] = _now) -> None:
         self._events: deque[Event] = deque(maxlen=kept)
