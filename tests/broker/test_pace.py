@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kmodd.broker import pace as pace_room
-from kmodd.broker.pace import BUSY_WHILE, WHILE, Pace
+from kmodd.broker.pace import BUSY_AT_MOST, BUSY_WHILE, WHILE, Pace
 from kmodd.broker.threads import Settle
 from support.virtual import run
 
@@ -111,6 +111,25 @@ def test_while_those_keep_the_processors_busy_others_begin_all_the_same(threads:
         for expected in range(3, 50):
             assert len(threads) == expected
             await asyncio.sleep(BUSY_WHILE)
+
+    run(story())
+
+
+def test_none_waits_for_long_however_busy_the_processors_are(threads: Threads) -> None:
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        work = Work(at_once=2, used=loop.time)
+        work.begin(*range(1000))
+        await asyncio.sleep(BUSY_AT_MOST / 2)
+        assert len(threads) < 50
+        await asyncio.sleep(BUSY_AT_MOST / 2 + 0.3)
+        assert len(threads) == 1000
+        while len(threads):
+            threads.do()
+        # Anew, for others.
+        work.begin(*range(1000))
+        await asyncio.sleep(BUSY_AT_MOST / 2)
+        assert len(threads) < 50
 
     run(story())
 

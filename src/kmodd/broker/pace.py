@@ -4,7 +4,7 @@ Nothing waits for another's end. A few begin at once. A thread whose work is don
 waits, which so has what the one before left to the thread: its id, its root. And whatever ends or not, more
 begin after a short while: twice as many each time where those that have begun sleep, so that the last of a
 thousand begins after a tenth of a second; one each time where they keep a processor busy, for then another
-is no help.
+is no help, but only for so long: what is busy may be something else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ T = TypeVar("T")
 AT_ONCE = 2 * (os.cpu_count() or 1)
 WHILE, BUSY_WHILE = 0.01, 0.05
 """Seconds until more begin: while those that have begun sleep, and while they are busy."""
+BUSY_AT_MOST = 3.0
+"""Seconds for which it counts that they are busy."""
 _BUSY = 0.75
 """Processors that are busy with them: of what is Python's no more than one can be."""
 
@@ -68,6 +70,7 @@ class Pace(Generic[T]):
         self._used = used
         self._clock = clock
         self._then = 0.0, 0.0
+        self._since = 0.0
         self._going = 0
         self._waiting: deque[_Piece[T]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -83,6 +86,7 @@ class Pace(Generic[T]):
             return
         self._waiting.append(piece)
         if self._timer is None:
+            self._since = self._clock()
             self._arm(WHILE, self._at_once)
 
     def _start(self, piece: _Piece[T]) -> None:
@@ -133,8 +137,8 @@ class Pace(Generic[T]):
 
     def _more(self, count: int) -> None:
         self._timer = None
-        clock, used = self._then
-        busy = self._used() - used >= _BUSY * (self._clock() - clock)
+        (then, used), now = self._then, self._clock()
+        busy = self._used() - used >= _BUSY * (now - then) and now - self._since < BUSY_AT_MOST
         for _ in range(1 if busy else count):
             if (piece := self._next()) is None:
                 return
