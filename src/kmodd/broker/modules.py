@@ -164,7 +164,10 @@ class ModuleLoads:
             waiter.progress.got(load.number)
             if denied and waiter.progress.may_go_on():
                 # It came to wait only once that was found, and may have it.
-                self.begin(waiter.step, waiter.progress, waiter.told)
+                try:
+                    self.begin(waiter.step, waiter.progress, waiter.told)
+                except Exception as err:  # noqa: BLE001 - raised where it is awaited: others wait, too
+                    waiter.told(None, False, err)
             else:
                 waiter.told(ended, waiter.shared, error)
 
