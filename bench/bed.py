@@ -30,6 +30,7 @@ class Bed:
         self._host: Host | None = None
         self._guests: dict[str, Guest] = {}
         self._ends: dict[str, contextlib.ExitStack] = {}
+        self._prepared: set[str] = set()
         self.built = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kmodd-bench-")))
         """Where programs are built; guests see it."""
         self.notes: tuple[str, ...] = ()
@@ -62,20 +63,31 @@ class Bed:
     def guest(self, kernel: Kernel = "qemu") -> Guest:
         """Return a guest with kmodd in charge: a distribution's kernel, or User-mode Linux."""
         if kernel not in self._guests:
-            self.say(f"booting {_WORDS[kernel]}")
-            guest = Guest(LabOptions(kernel=kernel, smp=_PROCESSORS, timeout=3600))
-            self._ends[kernel] = self._stack.enter_context(contextlib.ExitStack())
-            self._guests[kernel] = self._ends[kernel].enter_context(guest)
+            self._boot(kernel)
+        if kernel not in self._prepared:
+            self._prepared.add(kernel)
             missing = self.inside("control", "prepare", kernel=kernel, policy=str(POLICY))
             self.notes = tuple(
                 f"this kmodd has no setting {key}: on and off do not differ in it" for key in missing
             )
         return self._guests[kernel]
 
-    def anew(self, kernel: Kernel = "qemu") -> None:
-        """End a guest: the next one that is asked for has a daemon that has served nothing."""
+    def _boot(self, kernel: Kernel) -> Guest:
+        self.say(f"booting {_WORDS[kernel]}")
+        guest = Guest(LabOptions(kernel=kernel, smp=_PROCESSORS, timeout=3600))
+        self._ends[kernel] = self._stack.enter_context(contextlib.ExitStack())
+        self._guests[kernel] = self._ends[kernel].enter_context(guest)
+        return guest
+
+    def anew(self, module: str, function: str, *, kernel: Kernel = "qemu") -> Any:
+        """Call a function in a guest of its own, with the daemon as it is installed: it has served nothing.
+
+        It is the guest for all that comes then.
+        """
         if self._guests.pop(kernel, None) is not None:
             self._ends.pop(kernel).close()
+        self._prepared.discard(kernel)
+        return _call(self._boot(kernel), module, function, {}, 600)
 
     def inside(
         self,
@@ -87,13 +99,17 @@ class Bed:
         **arguments: object,
     ) -> Any:
         """Call a function of `bench.inguest` in a guest; values travel as JSON."""
-        source = (
-            f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-            f"from bench.inguest import {module}\nresult = {module}.{function}(**arguments)"
-        )
-        return self.guest(kernel).python(source, timeout=timeout, arguments=arguments)
+        return _call(self.guest(kernel), module, function, arguments, timeout)
 
     @property
     def release(self) -> str | None:
         """The release of the kernel in QEMU, None where that was not needed."""
         return self._guests["qemu"].run("uname", "-r").stdout.strip() if "qemu" in self._guests else None
+
+
+def _call(guest: Guest, module: str, function: str, arguments: dict[str, object], timeout: float) -> Any:
+    source = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"from bench.inguest import {module}\nresult = {module}.{function}(**arguments)"
+    )
+    return guest.python(source, timeout=timeout, arguments=arguments)
