@@ -53,7 +53,7 @@ async def _blocked(_sessions: Collection[int], _threads: Collection[int]) -> lis
 async def _once(tree: _Tree) -> tuple[int, int]:
     """Load all; return nanoseconds, and how many came in."""
     settings = Settings()
-    recorder = Recorder(kept=1000, now=lambda: datetime.now(UTC))
+    recorder = Recorder(now=lambda: datetime.now(UTC))
     kernel = LinuxKernel()
     # Our own root for PID 1's, which a container may hide: the same system calls.
     loads = ModuleLoads(kernel, lambda: init.enter(os.getpid()), recorder.next_id)

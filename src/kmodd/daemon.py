@@ -100,7 +100,7 @@ class Daemon:
             )
         self._options = options
         self._settings = settings.Settings(settings.load(options.root))
-        self._recorder = Recorder(kept=0)  # the journal keeps them
+        self._recorder = Recorder()
         self._journal = Journal(
             os.path.join(options.root, "var/lib/kmodd/journal.db"),
             lambda: seconds(self._settings.journal_keep),

@@ -19,8 +19,8 @@ from kmodd.broker.removal import Remover
 from kmodd.kernel.comings import Comings, Kind, Record
 from kmodd.kernel.simulated import Installed, SimulatedKernel
 from kmodd.model import Event
-from kmodd.record.recorder import Recorder
 from support import virtual
+from support.kept import KeptRecorder
 from unit.test_requester import Proc
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -59,7 +59,7 @@ class Bench:
         self.comings = Recorded()
         self.own = Own(lambda: self.now)
         self.kernel = Kernel()
-        self.recorder = Recorder(now=lambda: NOON)
+        self.recorder = KeptRecorder(now=lambda: NOON)
         self.running: dict[int, float] = {}
         self.others = Others(
             self.comings,

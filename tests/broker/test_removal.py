@@ -18,9 +18,9 @@ from kmodd.kernel import init
 from kmodd.kernel.interface import Module
 from kmodd.kernel.simulated import Installed, SimulatedKernel
 from kmodd.kernel.uses import Device, Mount, StandsFor, Uses
-from kmodd.record.recorder import Recorder
 from kmodd.tree import modprobed
 from kmodd.tree.modprobed import Config
+from support.kept import KeptRecorder
 
 MODULES = (
     Installed("dep"),
@@ -73,7 +73,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kernel = Kernel(folder)
-        self.recorder = Recorder(now=lambda: datetime.now(UTC))
+        self.recorder = KeptRecorder(now=lambda: datetime.now(UTC))
         self.entered = 0
 
     def enter(self) -> None:

@@ -14,8 +14,8 @@ from kmodd.broker.tickets import Ticket
 from kmodd.kernel.interface import BlockedTask
 from kmodd.kernel.simulated import Installed, SimulatedKernel
 from kmodd.model import Result, Source
-from kmodd.record.recorder import Recorder
 from kmodd.settings import Settings
+from support.kept import KeptRecorder
 
 
 class Bench:
@@ -26,7 +26,7 @@ class Bench:
     ) -> None:
         self.kernel = SimulatedKernel(installed)
         self.settings = Settings(settings)
-        self.recorder = Recorder(kept=100_000, now=lambda: datetime.now(UTC))
+        self.recorder = KeptRecorder(now=lambda: datetime.now(UTC))
         self.loader = loader or SimulatedLoader(self.kernel)
         self.broker = Broker(self.loader, self.settings, self.recorder, self._blocked)
         self.statuses: dict[int, list[int]] = {}

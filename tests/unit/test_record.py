@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kmodd.record import systemlog
 from kmodd.record.recorder import Recorder
 from kmodd.record.select import Selection, newest
+from support.kept import KeptRecorder
 
 
 def fields(**more: Any) -> dict[str, Any]:
@@ -30,11 +31,13 @@ def fields(**more: Any) -> dict[str, Any]:
     return base | more
 
 
-def test_ids_are_unique_and_the_memory_is_bounded() -> None:
-    recorder = Recorder(kept=3)
+def test_each_event_is_told_once_with_an_id_of_its_own() -> None:
+    recorder = Recorder()
+    told: list[int] = []
+    recorder.subscribe(lambda event: told.append(event.id))
     for _ in range(10):
         recorder.add("load", {})
-    assert [event.id for event in recorder.events()] == [8, 9, 10]
+    assert told == list(range(1, 11))
     assert recorder.recorded == 10
 
 
@@ -57,7 +60,7 @@ def test_a_listener_that_breaks_breaks_nothing(caplog: pytest.LogCaptureFixture)
 def test_selection() -> None:
     start = datetime(2026, 11, 23, tzinfo=UTC)
     moments = iter(start + timedelta(seconds=n) for n in range(10))
-    recorder = Recorder(now=lambda: next(moments))
+    recorder = KeptRecorder(now=lambda: next(moments))
     recorder.add("request", fields(name="net-pf-33", outcome="loaded", modules=["dccp", "dccp_ipv4"]))
     recorder.add("request", fields(name="fs-x", outcome="not-found", requester={"pid": 1, "uid": 1000}))
     recorder.add("unload", {"module": "dccp", "reason": "requested"})

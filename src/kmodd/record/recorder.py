@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from kmodd.model import Event
 
 log = logging.getLogger(__name__)
-
-KEPT = 10_000
-"""Events in memory for whoever looks at them here: about 35 MB, as names and messages are bounded."""
 
 Listener = Callable[[Event], None]
 
@@ -24,10 +20,9 @@ def _now() -> datetime:
 
 
 class Recorder:
-    """Events, numbered from 1 in the order in which things began; the newest `kept` are kept."""
+    """Events, numbered from 1 in the order in which things began. It keeps none: the journal does."""
 
-    def __init__(self, kept: int = KEPT, now: Callable[[], datetime] = _now) -> None:
-        self._events: deque[Event] = deque(maxlen=kept)
+    def __init__(self, now: Callable[[], datetime] = _now) -> None:
         self._ids = itertools.count(1)
         self._listeners: list[Listener] = []
         self._now = now
@@ -48,7 +43,6 @@ class Recorder:
     def add_at(self, event: str, number: int, time: datetime, fields: dict[str, Any]) -> Event:
         """Record something that began at `time` and was given its number then."""
         made = Event(number, time, event, fields)
-        self._events.append(made)
         self.recorded += 1
         for listener in list(self._listeners):
             try:
@@ -56,10 +50,6 @@ class Recorder:
             except Exception:
                 log.exception("an event's listener failed")
         return made
-
-    def events(self) -> Iterator[Event]:
-        """Return what is kept, in the order in which it ended."""
-        return iter(list(self._events))
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(event)` for each new event; return how to stop that."""
