@@ -150,9 +150,6 @@ class WhoAsked:
         return NOBODY
 
     def _note(self, new: list[Asked]) -> None:
-        if not (new or self._records or self._given):
-            self._ahead.keep(())
-            return
         for asked in new:
             # A task that asks anew has gone on: what it asked for before has been answered by the fallback.
             self._records = [old for old in self._records if old.tid != asked.tid or not old.wait]
