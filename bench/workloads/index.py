@@ -107,9 +107,10 @@ def _ours(directory: Path) -> tuple[int, int]:
 def _daemon(bed: Bed) -> list[Figure]:
     """Return the memory of a daemon with a distribution's modules, and what it is once it has served."""
     begin = bed.anew("memory", "of_the_daemon")
-    served = bed.inside("memory", "of_the_daemon", requests=100 if bed.quick else _REQUESTS)
+    requests = 100 if bed.quick else _REQUESTS
+    served = bed.inside("memory", "of_the_daemon", requests=requests)
     case = "4,023 modules, in QEMU"
     return [
         Figure(case, "memory of the daemon", begin / 1024, "MiB", DAEMON_MIB),
-        Figure(case, f"memory of it with a policy, after {_REQUESTS:,} requests", served / 1024, "MiB"),
+        Figure(case, f"memory of it with a policy, after {requests:,} requests", served / 1024, "MiB"),
     ]
