@@ -16,6 +16,8 @@ from kmodd.lab import Guest, LabOptions
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = ROOT / "bench/policy.toml"
 _PROCESSORS = 2
+_QUICK = 150.0
+"""Seconds for a call in a guest, at the most, of a run that is to be over in five minutes."""
 Kernel = Literal["qemu", "uml"]
 _WORDS = {"qemu": f"QEMU with {_PROCESSORS} processors", "uml": "User-mode Linux"}
 
@@ -87,7 +89,7 @@ class Bed:
         if self._guests.pop(kernel, None) is not None:
             self._ends.pop(kernel).close()
         self._prepared.discard(kernel)
-        return _call(self._boot(kernel), module, function, {}, 600)
+        return _call(self._boot(kernel), module, function, {}, self._limit(600))
 
     def inside(
         self,
@@ -99,7 +101,11 @@ class Bed:
         **arguments: object,
     ) -> Any:
         """Call a function of `bench.inguest` in a guest; values travel as JSON."""
-        return _call(self.guest(kernel), module, function, arguments, timeout)
+        return _call(self.guest(kernel), module, function, arguments, self._limit(timeout))
+
+    def _limit(self, timeout: float) -> float:
+        """Whoever waits for a quick run is to be told what hangs before he has given up himself."""
+        return min(timeout, _QUICK) if self.quick else timeout
 
     @property
     def release(self) -> str | None:

@@ -1,6 +1,7 @@
 """A guest for tests, on both kernels."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.lab import initramfs
+from kmodd.lab import initramfs, stuck
 from kmodd.lab.errors import GuestDied, LabError, LabTimeout
 from kmodd.lab.guest import Guest
 from kmodd.lab.options import LabOptions
@@ -104,10 +105,34 @@ def test_a_child_that_keeps_the_pipes_open_is_not_waited_for(guest: Guest) -> No
     assert time.monotonic() - started < 20
 
 
-def test_a_time_limit_names_the_command(guest: Guest) -> None:
-    with pytest.raises(LabTimeout, match=r"sleep 55 takes more than 0\.2 seconds"):
-        guest.run("sleep", "55", timeout=0.2)
+def test_a_time_limit_names_the_command_and_what_it_waited_for(guest: Guest) -> None:
+    with pytest.raises(LabTimeout, match=r"sleep 55 takes more than 2 seconds") as caught:
+        guest.run("sleep", "55", timeout=2)
+    console, waited = caught.value.__notes__
+    assert console.startswith("console:\n")
+    [line] = [line for line in waited.splitlines() if "'sleep 55'" in line]
+    assert re.search(r"^\d+/\d+ 'sleep' S 'sleep 55': .*nanosleep", line)
+    assert "kmodd.lab.agent" in waited
     assert "sleep 55" not in guest.run("ps", "ax").stdout
+
+
+def test_what_is_told_of_processes_is_bounded_and_a_line_each(guest: Guest) -> None:
+    source = """
+import subprocess
+from kmodd.lab import stuck
+named = subprocess.Popen(["python3", "-c", "import sys, time; time.sleep(50)", "a\\n1/1 'forged' D ''"])
+many = [subprocess.Popen(["sleep", "50"]) for _ in range(200)]
+text = stuck.report()
+for each in (named, *many):
+    each.kill()
+    each.wait()
+result = text
+"""
+    text = guest.python(source)
+    assert isinstance(text, str)
+    assert len(text) <= stuck.LONGEST + 100
+    assert text.splitlines()[-1].endswith("more characters")
+    assert not [line for line in text.splitlines() if line.startswith("1/1 'forged'")]
 
 
 def test_in_the_background(guest: Guest) -> None:

@@ -17,6 +17,8 @@ from kmodd.lab.options import LabOptions
 from kmodd.lab.wire import Kind
 
 _PIECE = 1 << 16
+_PATIENCE = 10.0
+"""Seconds that the guest gets to say what its processes do."""
 
 
 @dataclass(slots=True)
@@ -84,7 +86,8 @@ class Guest:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; a return code below 0 is a signal's number, as in subprocess.
 
-        :raises LabTimeout: it takes more than `timeout` seconds; it has been killed then
+        :raises LabTimeout: it takes more than `timeout` seconds; it has been killed then, and a note of
+            the exception tells what each process of the guest waited for
         :raises LabError: the guest ends
         """
         return self.wait(self.start(*argv, input=input, env=env), timeout)
@@ -158,15 +161,28 @@ class Guest:
     def _finish(self, ident: int, timeout: float) -> _Call:
         call = self._calls[ident]
         if not self._collect(ident, timeout):
+            report = self._what_it_does()
             self.signal(ident, signal.SIGKILL)
             alive = self._collect(ident, 5)
             self._calls.pop(ident, None)
-            raise LabTimeout(
+            error = LabTimeout(
                 f"{' '.join(call.what)} takes more than {timeout:g} seconds in the guest"
                 + ("" if alive else ", and the guest does not answer any more")
             )
+            error.add_note(f"console:\n{self.console}")
+            if report is not None:
+                error.add_note(f"what waited in the guest, and where:\n{report}")
+            raise error
         del self._calls[ident]
         return call
+
+    def _what_it_does(self) -> str | None:
+        """Return what the guest's processes wait for; None where it does not say."""
+        source = "from kmodd.lab import stuck\nresult = stuck.report()"
+        ident = self._begin(("python", source), {"source": source, "args": {}, "env": {}})
+        answered = self._collect(ident, _PATIENCE)
+        answer = self._calls.pop(ident).text(Kind.RESULT)
+        return str(json.loads(answer)["result"]) if answered and answer else None
 
     def _collect(self, ident: int, timeout: float) -> bool:
         """Take frames until a process has ended; False: not within `timeout` seconds."""
