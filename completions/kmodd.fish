@@ -73,7 +73,7 @@ complete -c kmodd -n '__kmodd_command log' -s h -l help -d 'show this help messa
 complete -c kmodd -n '__kmodd_command log' -l json -d 'print JSON'
 complete -c kmodd -n '__kmodd_command log' -s f -l follow -d 'go on with what happens next'
 complete -c kmodd -n '__kmodd_command log' -l since -x -d 'from then on: 2026-11-23T08:00:00Z, or 90s for 90 s ago'
-complete -c kmodd -n '__kmodd_command log' -l module -x -a '(__kmodd_installed)' -d 'what loaded or unloaded a module (a glob)'
+complete -c kmodd -n '__kmodd_command log' -l module -x -a '(__kmodd_installed)' -d 'what loaded or unloaded a module, or was denied it (a glob)'
 complete -c kmodd -n '__kmodd_command log' -l name -x -d 'what asked for a name (a glob)'
 complete -c kmodd -n '__kmodd_command log' -l outcome -x -a 'loaded already-live built-in not-found denied failed timed-out deadlock' -d 'what ended so: loaded, not-found, failed ...'
 complete -c kmodd -n '__kmodd_command log' -l uid -x -d 'what a user asked for'

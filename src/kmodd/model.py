@@ -113,7 +113,9 @@ class Result:
     """How a request ended, for whoever asked.
 
     `status` is 0, a negative errno, or the positive exit status of an external modprobe. `modules` is
-    what the request caused to be loaded, in order; None where that is not known.
+    what the request caused to be loaded, in order; None where that is not known. `denied_modules`: of one
+    that was denied the modules that it stood for, and those that would have come with them; None where that
+    is not known, and for all others.
     """
 
     outcome: Outcome
@@ -121,6 +123,7 @@ class Result:
     modules: tuple[str, ...] | None = ()
     error: str | None = None
     coalesced_with: int | None = None
+    denied_modules: tuple[str, ...] | None = None
 
 
 def timestamp(moment: datetime) -> str:
@@ -162,4 +165,5 @@ def request_fields(request: Request, result: Result, ended: float) -> dict[str, 
         "requester": request.requester.as_json(),
         "decision": request.decision.as_json(),
         "reason": request.decision.reason,
+        "denied_modules": None if result.denied_modules is None else list(result.denied_modules),
     }

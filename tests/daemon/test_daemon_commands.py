@@ -19,7 +19,7 @@ from daemon.daemon_harness import NOBODY, PATIENCE, Daemon, environment, wait_un
 
 RESULT = {
     "id", "time", "source", "name", "outcome", "status", "modules", "coalesced_with", "duration_us", "error",
-    "requester", "decision", "reason",
+    "requester", "decision", "reason", "denied_modules",
 }  # fmt: skip
 REQUESTER = {
     "pid",

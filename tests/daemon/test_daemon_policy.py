@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 
 from daemon.daemon_harness import NOBODY, Daemon, Reply, identity, wait_until
+from kmodd.broker.judging import DENIED_MAX
+from kmodd.sources import varlink
 
 DENY_DEP = '[[rule]]\nmodule = "dep"\naction = "deny"\nreason = "CVE-2026-1"\n'
 
@@ -58,6 +62,61 @@ def test_a_denied_dependency_denies_the_request(make: Callable[..., Daemon]) -> 
     assert daemon.kmodd("request", "plain").returncode == 0
     shown = daemon.kmodd("log", "--outcome", "denied").stdout
     assert "(by 30-x.toml:1)" in shown
+    assert result["denied_modules"] == ["top", "dep"]
+
+
+def test_why_a_module_is_not_there(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", DENY_DEP)
+    daemon.start()
+    for _ in range(3):
+        daemon.kmodd("request", "alias-top")
+    done = daemon.kmodd("why", "dep", "top")
+    assert (done.returncode, done.stderr) == (0, "")
+    for module, line in zip(("dep", "top"), done.stdout.splitlines(), strict=True):
+        assert re.fullmatch(
+            rf"{module} is not in the kernel\. On \w+ \S+ \S+ \S+ \(pid \d+, uid 0\) asked for alias-top and was "
+            r"denied it by 30-x\.toml:1: CVE-2026-1\. 2 earlier requests for it had been denied, too\.",
+            line,
+        ), line
+    (told,) = lines(daemon.kmodd("why", "--json", "dep"))
+    assert (told["denials"], told["denied"]["name"], told["load"]) == (3, "alias-top", None)
+    assert [event["outcome"] for event in lines(daemon.kmodd("log", "--json", "--module", "dep"))] == [
+        "denied"
+    ] * 3
+    # Once it has been loaded only what is denied from then on is told.
+    write(daemon, "20-y.toml", '[[rule]]\nmodule = "dep"\naction = "allow"\n')
+    daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.kmodd("request", "alias-top").returncode == 0, "it is allowed")
+    assert "denied" not in daemon.kmodd("why", "dep").stdout
+    assert daemon.kmodd("why", "plain").returncode == 3
+
+
+def test_many_denials_hide_no_load(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    daemon.start()
+    daemon.kmodd("request", "alias-top")
+    daemon.kmodd("remove", "top", "dep")
+    write(daemon, "30-x.toml", DENY_DEP)
+    daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.kmodd("request", "dep").returncode == 4, "it is denied")
+    with daemon.api() as api:
+        for _ in range(varlink.WHY_MAX + 1):
+            with pytest.raises(Reply):
+                api.call("RequestModule", name="dep")
+    (told,) = lines(daemon.kmodd("why", "--json", "dep"))
+    assert told["load"]["name"] == "alias-top"
+    assert told["unload"]["module"] == "dep"
+    assert told["denials"] == varlink.DENIALS_MAX
+
+
+def test_a_name_that_stands_for_many_is_told_within_bounds(make: Callable[..., Daemon]) -> None:
+    modules = "".join(f'[m{number}]\naliases = ["many"]\n' for number in range(DENIED_MAX + 10))
+    daemon = make(modules)
+    write(daemon, "30-x.toml", '[[rule]]\nname = "many"\naction = "deny"\n')
+    daemon.start()
+    (result,) = lines(daemon.kmodd("request", "--json", "many"))
+    assert len(result["denied_modules"]) == DENIED_MAX
 
 
 def test_audit_allows_and_tells(make: Callable[..., Daemon]) -> None:

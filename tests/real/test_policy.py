@@ -104,6 +104,8 @@ def test_modules_of_the_plan(call: Call, rule: str, denied: bool) -> None:
     assert event["outcome"] == ("denied" if denied else "loaded")
     assert ("rxrpc" in call("live")) is not denied
     assert (event["decision"]["mode"] == "audit") is ("audit" in rule)
+    assert (event["denied_modules"] or [None])[0] == ("rxrpc" if denied else None)
+    assert ("udp_tunnel" in (event["denied_modules"] or ())) is denied
 
 
 def test_the_other_spelling_is_no_way_out(call: Call) -> None:

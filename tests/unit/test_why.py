@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from kmodd.record.origin import origin
+from kmodd.sources import varlink
+from kmodd.views import story as stories
 from kmodd.views.show import event_line
 from kmodd.views.story import story
 
@@ -40,6 +42,14 @@ def request(number: int, source: str = "kernel", **requester: Any) -> dict[str, 
     }
 
 
+def denial(number: int, why: str = "denied by 30-x.toml:2: CVE-2026-1", **requester: Any) -> dict[str, Any]:
+    error = f"cannot load net-pf-33: {why}"
+    return {**request(number, **requester), "name": "net-pf-33", "outcome": "denied", "error": error}
+
+
+NONE = {"load": None, "request": None, "unload": None, "denied": None, "denials": 0}
+
+
 def unload(module: str) -> dict[str, Any]:
     return {"id": 90, "time": "2026-11-23T09:30:00Z", "event": "unload", "module": module}
 
@@ -47,11 +57,20 @@ def unload(module: str) -> dict[str, Any]:
 def test_the_last_load_counts_and_what_undid_it() -> None:
     first, second = load(2), load(12)
     events = [first, request(1), unload("dccp"), second, request(11), request(13)]
-    assert origin(events, "dccp") == {"load": second, "request": request(11), "unload": None}
+    assert origin(events, "dccp") == {**NONE, "load": second, "request": request(11)}
     assert origin([*events, unload("other")], "dccp")["unload"] is None
     assert origin([*events, unload("dccp")], "dccp")["unload"] == unload("dccp")
-    assert origin([load(2, modules=None)], "dccp") == {"load": None, "request": None, "unload": None}
-    assert origin([second], "dccp") == {"load": second, "request": None, "unload": None}
+    assert origin([load(2, modules=None)], "dccp") == NONE
+    assert origin([second], "dccp") == {**NONE, "load": second}
+
+
+def test_denials_since_the_load_count() -> None:
+    denied = [denial(number) for number in (1, 5, 20, 21)]
+    assert origin([], "dccp", denied) == {**NONE, "denied": denied[3], "denials": 4}
+    assert origin([load(12)], "dccp", denied) == {
+        **NONE, "load": load(12), "denied": denied[3], "denials": 2
+    }  # fmt: skip
+    assert origin([load(30)], "dccp", denied) == {**NONE, "load": load(30)}
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +82,14 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def told(*events: dict[str, Any], live: bool = True, ours: bool = True, module: str = "dccp") -> str:
-    return story({"live": live, "ours": ours, **origin(events, module)}, module)
+def told(
+    *events: dict[str, Any],
+    live: bool = True,
+    ours: bool = True,
+    module: str = "dccp",
+    denied: Sequence[dict[str, Any]] = (),
+) -> str:
+    return story({"live": live, "ours": ours, **origin(events, module, denied)}, module)
 
 
 WHEN = "was loaded on Monday 2026-11-23 08:00:00 because"
@@ -146,3 +171,30 @@ def test_what_became_of_it() -> None:
     )
     soft = load(2, reasons={"dccp": "pre softdep of x (a.conf:3)"})
     assert told(soft, request(1)).endswith("asked for net-pf-33; it is a pre softdep of x (a.conf:3).")
+
+
+def test_who_was_denied_it_and_by_what() -> None:
+    asker: dict[str, Any] = {"pid": 812, "comm": "python3", "uid": 1000, "call_site": "__sock_create"}
+    last = denial(20, **asker)
+    sentence = (
+        "On Monday 2026-11-23 08:00:00 python3 (pid 812, uid 1000) opened a socket (__sock_create), which asked "
+        "for net-pf-33 and was denied it by 30-x.toml:2: CVE-2026-1."
+    )
+    assert told(live=False, denied=[last]) == f"dccp is not in the kernel. {sentence}"
+    assert told(live=False, denied=[denial(19), last]).endswith(
+        f"{sentence} 1 earlier request for it had been denied, too."
+    )
+    many = [denial(number) for number in range(varlink.DENIALS_MAX)]
+    assert told(live=False, denied=[*many[1:], last]).endswith(
+        " 99 or more earlier requests for it had been denied, too."
+    )
+    assert told(live=False, denied=[*many[2:], last]).endswith(
+        " 98 earlier requests for it had been denied, too."
+    )
+    assert varlink.DENIALS_MAX == stories.DENIALS_MAX
+    assert told(load(2), request(1), denied=[last]).endswith(f"; dccp_ipv4 needs it. {sentence}")
+    assert told(load(30), request(29), denied=[last]) == told(load(30), request(29))
+    blacklisted = denial(20, "dccp is blacklisted by /etc/modprobe.d/b.conf:1", **asker)
+    assert told(live=False, denied=[blacklisted]).endswith(
+        "asked for net-pf-33 and was denied it: dccp is blacklisted by /etc/modprobe.d/b.conf:1."
+    )

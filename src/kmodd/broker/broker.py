@@ -329,6 +329,8 @@ class Broker:
         self._tickets.pop(ticket.request.id, None)
         if ticket.load is not None:
             ticket.load.tickets.pop(ticket.request.id, None)
+            if result.outcome is Outcome.DENIED:
+                result = replace(result, denied_modules=ticket.load.gate.what_it_stands_for())
         ticket.result = result
         self.outcomes[result.outcome.value] += 1
         request = ticket.request

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from kmodd.policy.decide import CLOSED, Judgement
 from kmodd.policy.inforce import PolicyInForce
 from kmodd.policy.plans import wanted
 from kmodd.policy.rules import Facts, Wanted
 from kmodd.tree.plan import Plan
+
+DENIED_MAX = 64
+"""Modules that are told of a denied request: a name may stand for thousands, and be asked for again."""
 
 
 class Gate:
@@ -55,6 +59,15 @@ class Gate:
     def owners(self) -> frozenset[Facts]:
         """In whose name the load is made."""
         return frozenset(self._owners)
+
+    def what_it_stands_for(self) -> tuple[str, ...] | None:
+        """Return the modules that its name stands for and those that would come with them, if known."""
+        would = self._would_load()
+        if would is None:
+            return None
+        found = dict.fromkeys(would.targets)
+        found.update(dict.fromkeys(module for module in would.needs if module in would.new))
+        return tuple(islice(found, DENIED_MAX))
 
     def _would_load(self) -> Wanted | None:
         if not self._wanted:

@@ -123,7 +123,9 @@ def _log(made: Taker) -> None:
     _json(made)
     made.add_argument("-f", "--follow", action="store_true", help="go on with what happens next")
     made.add_argument("--since", metavar="T", help="from then on: 2026-11-23T08:00:00Z, or 90s for 90 s ago")
-    made.add_argument("--module", metavar="M", help="what loaded or unloaded a module (a glob)")
+    made.add_argument(
+        "--module", metavar="M", help="what loaded or unloaded a module, or was denied it (a glob)"
+    )
     made.add_argument("--name", metavar="N", help="what asked for a name (a glob)")
     made.add_argument("--outcome", metavar="O", help="what ended so: loaded, not-found, failed ...")
     made.add_argument("--uid", type=_count, metavar="U", help="what a user asked for")

@@ -28,11 +28,15 @@ _BUSY = 1.0
 _PAGE = 500
 _FORWARD = """
     SELECT seq, data FROM events
-    WHERE time >= :since AND (:uid IS NULL OR uid = :uid) AND seq > :seq ORDER BY seq LIMIT :page
+    WHERE time >= :since AND (:uid IS NULL OR uid = :uid)
+        AND (:outcome IS NULL OR outcome = :outcome) AND seq > :seq
+    ORDER BY seq LIMIT :page
 """
 _BACKWARD = """
     SELECT seq, data FROM events
-    WHERE time >= :since AND (:uid IS NULL OR uid = :uid) AND seq < :seq ORDER BY seq DESC LIMIT :page
+    WHERE time >= :since AND (:uid IS NULL OR uid = :uid)
+        AND (:outcome IS NULL OR outcome = :outcome) AND seq < :seq
+    ORDER BY seq DESC LIMIT :page
 """
 _HIGHEST = "SELECT max(id) FROM (SELECT id FROM events ORDER BY seq DESC LIMIT :newest)"
 _IN_PROGRESS_MAX = 100_000
@@ -206,7 +210,7 @@ class Reader:
         uid = self._selection.uid
         if uid is not None and not 0 <= uid < 1 << 32:
             uid = -1  # nobody's, and SQLite takes no number beyond 64 bits
-        values = {"since": since, "uid": uid, "seq": seq, "page": _PAGE}
+        values = {"since": since, "uid": uid, "outcome": self._selection.outcome, "seq": seq, "page": _PAGE}
         return connection.execute(query, values).fetchall()
 
     def _wanted(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:

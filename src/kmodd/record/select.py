@@ -12,13 +12,18 @@ from kmodd.model import Event
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """All given fields must match; `module` and `name` are globs."""
+    """All given fields must match; `module` and `name` are globs.
+
+    A module is one that was loaded or unloaded, or that a request was denied for. `denied`: whether what was
+    denied is wanted, too.
+    """
 
     since: datetime | None = None
     module: str | None = None
     name: str | None = None
     outcome: str | None = None
     uid: int | None = None
+    denied: bool = True
 
     def matches(self, event: Event) -> bool:
         """Return whether an event is wanted."""
@@ -29,8 +34,12 @@ class Selection:
             return False
         if self.name is not None and not fnmatch.fnmatchcase(str(fields.get("name", "")), self.name):
             return False
+        if not self.denied and fields.get("outcome") == "denied":
+            return False
         if self.module is not None:
-            modules = fields.get("modules") or ([fields["module"]] if "module" in fields else [])
+            modules = fields.get("modules") or fields.get("denied_modules") or []
+            if "module" in fields:
+                modules = [fields["module"]]
             if not any(fnmatch.fnmatchcase(module, self.module) for module in modules):
                 return False
         return self.uid is None or (fields.get("requester") or {}).get("uid") == self.uid

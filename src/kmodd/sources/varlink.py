@@ -19,7 +19,7 @@ from kmodd.broker.removal import Remover
 from kmodd.broker.tickets import Asker
 from kmodd.errors import InvalidName as InvalidNameError
 from kmodd.errors import KernelError, KmoddError, SettingsError
-from kmodd.model import Event, Result, Source, timestamp
+from kmodd.model import Event, Outcome, Result, Source, timestamp
 from kmodd.names import API_MAX, check, escape, normalise
 from kmodd.policy.rules import REMOVE, SET
 from kmodd.record.journal import Journal
@@ -49,8 +49,8 @@ from kmodd.sources.replies import (
 _ROOTS_OWN = frozenset({"modprobe_path", "modprobe_args", "policy.mode"})
 """Settings that no rule lets anybody change: with them he would be root, or his own policy."""
 _FOLLOW_MAX = 10_000
-_WHY_MAX = 1000
-"""Events that are looked through: the newest ones that name the module."""
+WHY_MAX, DENIALS_MAX = 1000, 100
+"""Events that are looked through: the newest ones that name the module, and of those that were denied."""
 
 
 class ModuleInfo(TypedDict):
@@ -314,7 +314,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
     async def Why(self, *, module: str) -> Any:  # noqa: N802 - varlink's spelling
         """Return how a module came in: the events `load`, `request` and `unload`, each or null.
 
-        `live`: whether it is in the kernel; `ours`: whether that is the one which `load` tells of.
+        `live`: whether it is in the kernel; `ours`: whether that is the one which `load` tells of. `denied`:
+        the last request for it since then that was denied, or null; `denials`: how many, of the last 100.
         """
         self._need_reader()
         try:
@@ -325,8 +326,12 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
             ) from err
         live, _requests = await self._remover.live()
         identity = self._remover.identity(plain)
-        history = self._journal.history(Selection(module=_literal(plain)), _WHY_MAX)
-        found = origin([event async for event in history.events()], plain)
+        glob = _literal(plain)
+        # Looked for by themselves: who asks for what he may not have, in a loop, hides no load.
+        history = self._journal.history(Selection(module=glob, denied=False), WHY_MAX)
+        refused = self._journal.history(Selection(module=glob, outcome=Outcome.DENIED.value), DENIALS_MAX)
+        events = [event async for event in history.events()]
+        found = origin(events, plain, [event async for event in refused.events()])
         load = found["load"]
         ours = load is not None and identity is not None and load["identities"].get(plain) == identity
         return {"module": plain, "live": plain in live, "ours": ours, **found}

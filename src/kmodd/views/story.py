@@ -32,13 +32,23 @@ _DEEDS = {
 }
 """What a task does when this kernel function asks for a module for it (Linux 6.1 to 6.12)."""
 
+DENIALS_MAX = 100
+"""As many denied requests `io.kmodd.Why` counts."""
+
 
 def story(told: dict[str, Any], module: str) -> str:
-    """Return what `io.kmodd.Why` told, as one or two sentences."""
+    """Return what `io.kmodd.Why` told, as a few sentences."""
+    sentence = _how_it_came(told, module)
+    return sentence if told["denied"] is None else f"{sentence} {_denial(told)}"
+
+
+def _how_it_came(told: dict[str, Any], module: str) -> str:
     load, request, unload = told["load"], told["request"], told["unload"]
     if load is None:
         if told["live"]:
             return f"{module} is in the kernel, and not by kmodd: its journal knows nothing of it."
+        if told["denied"] is not None:
+            return f"{module} is not in the kernel."
         return f"{module} is not in the kernel, and the journal knows nothing of it."
     if load["request"] is None:
         sentence = (
@@ -58,13 +68,29 @@ def story(told: dict[str, Any], module: str) -> str:
 
 def _why(load: dict[str, Any], request: dict[str, Any] | None, module: str) -> str:
     """Return why kmodd loaded it."""
-    asked = "asked"
-    if request is not None and (deed := _DEEDS.get(request["requester"]["call_site"] or "")):
-        asked = f"{deed} ({request['requester']['call_site']}), which asked"
     return (
-        f"{module} was loaded on {_moment(load['time'])} because {_who(request)} {asked} for {load['name']}"
+        f"{module} was loaded on {_moment(load['time'])} because {_who_asked(request)} for {load['name']}"
         f"{_reason(load, module)}."
     )
+
+
+def _denial(told: dict[str, Any]) -> str:
+    """Return who was denied it last, and by what."""
+    request, others = told["denied"], told["denials"] - 1
+    name = request["name"]
+    why = request["error"].removeprefix(f"cannot load {name}: ")
+    by = f" by {why.removeprefix('denied by ')}" if why.startswith("denied by ") else f": {why}"
+    sentence = f"On {_moment(request['time'])} {_who_asked(request)} for {name} and was denied it{by}."
+    if others:
+        count = f"{others} or more" if told["denials"] >= DENIALS_MAX else str(others)
+        sentence += f" {count} earlier request{'s' * (others > 1)} for it had been denied, too."
+    return sentence
+
+
+def _who_asked(request: dict[str, Any] | None) -> str:
+    if request is not None and (deed := _DEEDS.get(request["requester"]["call_site"] or "")):
+        return f"{_who(request)} {deed} ({request['requester']['call_site']}), which asked"
+    return f"{_who(request)} asked"
 
 
 def _moment(time: str) -> str:
