@@ -16,6 +16,7 @@ from kmodd.errors import KmoddError
 from kmodd.kernel.uses import Kinds
 from kmodd.tree import keep, snapshot
 from kmodd.tree.snapshot import Snapshot
+from kmodd.tree.watch import Watch
 
 
 class Place:
@@ -209,5 +210,128 @@ def test_what_aliases_say_of_modules(place: Place) -> None:
         assert installed.kinds() == Kinds(
             frozenset({"bonding"}), frozenset({"e1000"}), {"m": (("mapper/m", "c10:236"), ("m2", "b7:0"))}
         )
+
+    run(story)
+
+
+class Held:
+    """The next reads wait until they may end, as those of a file system that does not answer."""
+
+    def __init__(self, place: Place) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        take = place.take
+
+        def slow(directory: str, *, only_trusted: bool) -> Snapshot:
+            found = take(directory, only_trusted=only_trusted)
+            self.begun.set()
+            self.go.wait()
+            return found
+
+        place.take = slow
+
+
+def test_files_that_cannot_be_read_hold_nobody_up_for_ever(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kmodd.broker.installed.PATIENCE", 0.0)
+
+    async def story(installed: Installed) -> None:
+        first = await installed.current()
+        held = Held(place)
+        place.write("a.conf", "blacklist m\n")
+        assert await installed.current() is first
+        await asyncio.to_thread(held.begun.wait)
+        # From now on nobody waits, and there is still one read alone.
+        assert installed.at_once() is first
+        assert await installed.current() is first
+        assert installed.problem == (
+            "the modules of r cannot be read within 0 seconds; what was read before is kept"
+        )
+        held.go.set()
+        reading = installed._reading
+        assert reading is not None
+        await reading
+        await asyncio.sleep(0)
+        assert installed.problem is None
+        assert held_back(await installed.current()) == {"m"}
+        assert place.reads == 2
+
+    run(story)
+    assert [record.message for record in caplog.records] == [
+        "the modules of r cannot be read within 0 seconds; what was read before is kept",
+        "the modules of r have been read in the end",
+    ]
+
+
+def test_where_nothing_is_known_a_request_waits_for_the_files(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kmodd.broker.installed.PATIENCE", 0.0)
+
+    async def story(installed: Installed) -> None:
+        held = Held(place)
+        waiting = asyncio.ensure_future(installed.current())
+        await asyncio.to_thread(held.begun.wait)
+        assert not waiting.done()
+        held.go.set()
+        assert "m" in set((await waiting).index.modules())
+
+    run(story)
+
+
+def test_sighup_during_a_read_is_not_lost(place: Place) -> None:
+    async def story(installed: Installed) -> None:
+        held = Held(place)
+        waiting = asyncio.ensure_future(installed.current())
+        await asyncio.to_thread(held.begun.wait)
+        place.write("a.conf", "blacklist m\n")
+        installed.forget()
+        held.go.set()
+        await waiting
+        assert installed._watch is not None
+        installed._watch.maybe_changed()
+        assert held_back(await installed.current()) == {"m"}
+
+    run(story)
+
+
+def test_a_watch_is_ended_in_a_thread(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+    close = Watch.close
+
+    def noted(watch: Watch) -> None:
+        ended.append(threading.get_ident())
+        close(watch)
+
+    monkeypatch.setattr(Watch, "close", noted)
+
+    async def story(installed: Installed) -> None:
+        await installed.current()
+        place.write("a.conf", "blacklist m\n")
+        await installed.current()
+        installed.forget()
+        await installed.current()
+
+    run(story)
+    assert len(ended) == 2
+    assert threading.get_ident() not in ended
+
+
+def test_what_is_whole_again_is_no_problem_any_more(place: Place) -> None:
+    async def story(installed: Installed) -> None:
+        first = await installed.current()
+        take = place.take
+
+        def fail(directory: str, *, only_trusted: bool) -> Snapshot:
+            raise KmoddError("modules.dep is cut off")
+
+        place.take = fail
+        path = place.write("a.conf", "blacklist m\n")
+        assert await installed.current() is first
+        assert installed.problem == "modules.dep is cut off; what was read before is kept"
+        place.take = take
+        path.unlink()
+        assert held_back(await installed.current()) == set()
+        assert installed.problem is None
 
     run(story)

@@ -19,6 +19,12 @@ from kmodd.tree.watch import Watch
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 30.0
+"""Seconds that a request waits for the files to be read, where it is known what was installed before.
+
+They may be another machine's that does not answer any more: what needs nothing of them goes on then.
+"""
+
 
 class Installed:
     """The modules of one release below PID 1's root. All calls on the event loop, which never waits.
@@ -34,9 +40,15 @@ class Installed:
         self._watch: Watch | None = None
         self._root: tuple[str, str] | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._forgotten = False
+        self._late: str | None = None
+        self._problem: str | None = None
         self._error: KmoddError | None = None
-        self.problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
         """Why the tree is not as it should be, in a sentence; None where it is."""
+        return self._late or self._problem
 
     async def current(self) -> Snapshot:
         """Return what is installed now.
@@ -46,10 +58,10 @@ class Installed:
         """
         if self._reading is not None:
             # Begun before this request came: what has changed since then it may have missed.
-            await asyncio.shield(self._reading)
+            await self._read_in_time(self._reading)
         self.at_once()
         if self._reading is not None:
-            await asyncio.shield(self._reading)
+            await self._read_in_time(self._reading)
         if self._snapshot is None:
             raise self._error or KmoddError("no modules are installed")
         return self._snapshot
@@ -62,7 +74,22 @@ class Installed:
         if self._reading is None and self._changed():
             self._reading = asyncio.get_running_loop().create_task(self._read())
             self._reading.add_done_callback(self._read_done)
-        return None if self._reading is not None else self._snapshot
+        return None if self._reading is not None and self._late is None else self._snapshot
+
+    async def _read_in_time(self, reading: asyncio.Task[None]) -> None:
+        """Wait until the files are read; where that takes too long, what was known before still holds."""
+        if self._late is not None:
+            return
+        known = self._snapshot
+        done, _late = await asyncio.wait([reading], timeout=None if known is None else PATIENCE)
+        if done:
+            reading.result()
+        elif reading is self._reading and self._late is None:
+            self._late = (
+                f"the modules of {self._release()} cannot be read within {PATIENCE:g} seconds; what was read "
+                "before is kept"
+            )
+            log.error("%s", self._late)
 
     async def config(self) -> Config:
         """Return the configuration now, which holds where no modules are installed too.
@@ -114,22 +141,31 @@ class Installed:
 
     def forget(self) -> None:
         """Have the next request look at the files again, whatever the watch says: on SIGHUP."""
-        if self._watch is not None:
-            self._watch.close()
+        self._forgotten = True
 
     def _changed(self) -> bool:
         # PID 1's root is another after switch_root.
-        return self._watch is None or self._watch.maybe_changed() or _identity() != self._root
+        return (
+            self._forgotten or self._watch is None or self._watch.maybe_changed() or _identity() != self._root
+        )
 
     def _read_done(self, reading: asyncio.Task[None]) -> None:
         self._reading = None
+        if self._late is not None:
+            self._late = None
+            log.warning("the modules of %s have been read in the end", self._release())
         if not reading.cancelled() and (error := reading.exception()) is not None:
             log.error("cannot read what is installed: %s", error)
 
     async def _read(self) -> None:
         old, release = self._snapshot, self._release()
+        self._forgotten = False
+        # The kernel waits for a grace period as it ends a watch: that is for the thread.
+        watched, self._watch = self._watch, None
 
         def work() -> tuple[Snapshot | None, Watch | None, tuple[str, str] | None, KmoddError | None]:
+            if watched is not None:
+                watched.close()
             self._enter_root()
             directory = keep.usable(release)
             # First watch, then read: what changes in between is seen.
@@ -148,44 +184,39 @@ class Installed:
         try:
             found, watch, root, error = await in_own_thread("kmod_tree", work)
         except OSError as err:
+            if watched is not None:
+                watched.close()
             found, watch, root = None, None, None
             error = KmoddError(f"cannot read the modules of {release}: {err.strerror or err}")
-        if self._watch is not None:
-            self._watch.close()
         self._watch, self._root, self._error = watch, root, error
         self._take(found, error, release)
 
     def _take(self, found: Snapshot | None, error: KmoddError | None, release: str) -> None:
-        if found is self._snapshot and found is not None:
-            return
+        before, known = self._problem, self._snapshot
         if isinstance(error, NoTree):
             self._snapshot = None
-            before = self.problem
             self._error = NoTree(
                 f"the modules of the running kernel {release} are not installed: {error}; an upgrade may "
                 f"have replaced them: reboot into the installed kernel"
             )
-            self.problem = str(self._error)
-            if self.problem != before:
-                log.error("%s", self.problem)
+            self._problem = str(self._error)
         elif error is not None:
             # A half-written file is an upgrade in progress: what was there before still holds.
-            before = self.problem
-            self.problem = f"{error}; what was read before is kept" if self._snapshot else str(error)
-            if self.problem != before:
-                log.error("%s", self.problem)
+            self._problem = f"{error}; what was read before is kept" if known else str(error)
         else:
             assert found is not None
             self._snapshot = found
-            self.problem = None
+            self._problem = None
             if found.index.scanned:
-                self.problem = (
+                self._problem = (
                     f"{found.index.directory} has no modules.dep: names are resolved from the modules "
                     f"themselves; run depmod {release}"
                 )
-                log.warning("%s", self.problem)
-            for problem in found.problems()[:20]:
-                log.warning("%s", problem)
+            if found is not known:
+                for problem in found.problems()[:20]:
+                    log.warning("%s", problem)
+        if self._problem is not None and self._problem != before:
+            log.log(logging.WARNING if error is None else logging.ERROR, "%s", self._problem)
 
 
 def _identity() -> tuple[str, str] | None:
