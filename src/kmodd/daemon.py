@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from asyncvarlink import VarlinkInterfaceRegistry
@@ -58,6 +59,7 @@ from kmodd.sources.helper import HelperSource
 from kmodd.sources.listen import Listener, bind
 from kmodd.sources.policymethods import FindPlan
 from kmodd.sources.strangers import take_no_descriptors
+from kmodd.sources.tracer import Tracer
 from kmodd.sources.varlink import KmoddInterface, Parts
 from kmodd.sources.whoasked import WhoAsked
 from kmodd.tree import keep
@@ -67,8 +69,8 @@ log = logging.getLogger("kmodd")
 _STACK = 512 * 1024
 _GROUP_PATIENCE = 1.0
 """Seconds that a start waits for a directory service to tell the group; later its answer still counts."""
-_AUTOCLEAN_PATIENCE = 2.0
-"""Seconds that a pass of autoclean gets to end when the daemon stops."""
+_PATIENCE = 2.0
+"""Seconds that a pass of autoclean, and the end of tracing, get when the daemon stops."""
 _JOURNAL_PATIENCE = 1.0
 """Seconds that a start waits for the journal: whoever else has it open keeps no machine from loading."""
 _URL = "https://kmodd.invalid/"
@@ -110,16 +112,15 @@ class Daemon:
         self._run_dir = os.path.join(options.root, "run/kmodd")
         self._hook = Hook(self._run_dir, options.helper)
         self._hooked = False
-        self._tracing = Tracing()
+        tracing = Tracing()
         # The helpers of another kernel, or below another root, are not those of this kernel's requests.
         real = options.kernel == "linux" and options.root == "/" and pids_are_the_kernels()
-        self._who: WhoAsked | None = None
-        if real:
-            self._who = WhoAsked(
-                self._tracing,
-                check_exe=lambda: self._enforcement.policy.asks_for_exe,
-                wanted=lambda: self._settings.tracing,
-            )
+        who = WhoAsked(
+            tracing,
+            check_exe=lambda: self._enforcement.policy.asks_for_exe,
+            wanted=lambda: self._settings.tracing,
+        )
+        self._who = who if real else None
         own = Own()
         unloads = Unloads()
         self._started = time.monotonic()
@@ -175,6 +176,9 @@ class Daemon:
         )
         self._broker.on_by_hand = self._autoclean.claim
         self._others = Others(Comings(), own, self._kernel, self._recorder, self._broker.loads_began)
+        self._tracer = Tracer(
+            tracing, self._others, self._who, lambda: self._settings.tracing, self._take_helpers
+        )
         self._interface = KmoddInterface(
             Parts(
                 broker=self._broker,
@@ -186,6 +190,7 @@ class Daemon:
                 recorder=self._recorder,
                 journal=self._journal,
                 status=self.status,
+                settled=self._tracer.settled,
             )
         )
         self._group_lookup: asyncio.Task[None] | None = None
@@ -218,7 +223,8 @@ class Daemon:
         await asyncio.wait([self._group_lookup], timeout=_GROUP_PATIENCE)
         try:
             self._listen(api)
-            self._trace()  # once it is known that no other daemon is there, and before the kernel asks us
+            # Once it is known that no other daemon is there, and before the kernel asks us.
+            await self._tracer.switch()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
             loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
@@ -246,7 +252,7 @@ class Daemon:
             self._close_listeners()
             if self._hooked:
                 self._hook.off()
-            self._stop_tracing()
+            self._tracer.stop_at_once()
             raise
         await self._shut_down(api)
 
@@ -265,8 +271,8 @@ class Daemon:
         self._broker.stopping = True
         self._close_listeners()
         await self._broker.stop(self._settings.stop_timeout)
-        await self._autoclean.stop(_AUTOCLEAN_PATIENCE)
-        self._stop_tracing()
+        await self._autoclean.stop(_PATIENCE)
+        await self._tracer.stop(_PATIENCE)
         # The loop's end puts the signals' default actions back: another one must not kill what ends in order.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         self._recorder.add("daemon", {"action": "stop", "version": __version__, "pid": os.getpid()})
@@ -335,6 +341,10 @@ class Daemon:
             log.warning("the service manager passed a socket that is not ours; it is closed")
             sock.close()
 
+    def _take_helpers(self) -> None:
+        if helper.SOCKET in self._listeners:
+            self._listeners[helper.SOCKET].accept()
+
     # Things that happen while it runs
 
     def _look_up_group(self) -> None:
@@ -346,19 +356,23 @@ class Daemon:
         self._group_lookup = asyncio.get_running_loop().create_task(look())
 
     def _begin_reload(self) -> None:
-        self._reloading = asyncio.get_running_loop().create_task(self._reload())
+        self._reloading = asyncio.get_running_loop().create_task(self._reload(self._reloading))
 
-    async def _reload(self) -> None:
+    async def _reload(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            # What was read first must not be what holds in the end.
+            await asyncio.wait([before])
         self._look_up_group()
         if self._installed is not None:
             self._installed.forget()
         servicemanager.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            changed = self._settings.replace(settings.load(self._options.root))
+            found = await in_own_thread("kmod_settings", partial(settings.load, self._options.root))
+            changed = self._settings.replace(found)
         except SettingsError as err:
             log.error("settings are left as they are: %s", err)
             self._recorder.add("daemon", {"action": "reload", "error": str(err), "changed": []})
-        except KmoddError as err:
+        except (KmoddError, OSError) as err:
             log.error("settings are left as they are: %s", err)
         else:
             log.info("settings read again; changed: %s", ", ".join(changed) or "nothing")
@@ -367,6 +381,7 @@ class Daemon:
             await self._enforcement.reload()
         except PolicyError as err:
             log.error("the policy is left as it is: %s", err)
+        await self._tracer.settled()
         servicemanager.notify("READY=1")
 
     def _fallback(self) -> str:
@@ -388,7 +403,7 @@ class Daemon:
         if key == "kernel.keep_tree":
             self._keep_tree()
         if key == "tracing":
-            self._trace()
+            self._tracer.changed()
 
     def _keep_tree(self) -> None:
         """Keep the running kernel's modules, or let go of what was kept; in a thread: it is many files.
@@ -427,45 +442,6 @@ class Daemon:
             return self._hooked or self._hook.is_on()
         except KmoddError:
             return False
-
-    def _trace(self) -> None:
-        """Find out who asks and what others load, or no longer; without tracing as far as that goes."""
-        if self._who is None:
-            problem = "only requests of the running kernel, to the machine's own daemon, are traced"
-            self._tracing.problem = self._others.problem = problem
-        elif not self._settings.tracing:
-            self._stop_tracing("the setting tracing is false")
-        else:
-            self._tracing.start()
-            # On a single processor the helper waits while we look whenever that is, and waking us costs more.
-            if self._tracing.on and len(os.sched_getaffinity(0)) > 1:
-                asyncio.get_running_loop().add_reader(self._tracing.fileno(), self._look_ahead)
-            self._others.start()
-            if self._tracing.problem is not None:
-                log.warning("it will often not be known who asked: %s", self._tracing.problem)
-            elif self._others.problem is not None:
-                log.warning("it will not be known what others load: %s", self._others.problem)
-
-    def _look_ahead(self) -> None:
-        """Somebody has asked; a defect of ours, or of tracefs, costs no more than what this saves."""
-        assert self._who is not None
-        try:
-            self._who.look_ahead()
-        except Exception:
-            log.exception("who asks is found out when the helper comes, and no earlier")
-            asyncio.get_running_loop().remove_reader(self._tracing.fileno())
-        if helper.SOCKET in self._listeners:
-            # It has come meanwhile, most times: that saves a turn of the loop.
-            self._listeners[helper.SOCKET].accept()
-
-    def _stop_tracing(self, why: str = "stopped") -> None:
-        if self._tracing.on:
-            asyncio.get_running_loop().remove_reader(self._tracing.fileno())
-            if self._who is not None:
-                self._who.forget()
-        self._tracing.stop()
-        self._others.stop()
-        self._tracing.problem = self._others.problem = why
 
     def _by_others(self, since: int) -> Collection[str]:
         return self._others.since(since)
@@ -511,14 +487,7 @@ class Daemon:
             "kernel": {"type": self._kernel.name, "release": self._kernel.release},
             "hook": self._hook_status(),
             "tree": self._tree_status(),
-            "tracing": {
-                "on": self._tracing.on,
-                "problem": self._tracing.problem,
-                "missed": self._tracing.missed,
-                "loads_on": self._others.on,
-                "loads_problem": self._others.problem,
-                "loads_missed": self._others.missed,
-            },
+            "tracing": self._tracer.as_json(),
             "policy": self._enforcement.status(),
             "requests": {
                 "total": broker.requests_total,

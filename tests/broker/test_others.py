@@ -123,7 +123,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def look(bench: Bench) -> None:
     async def main() -> None:
         bench.others.look()
-        bench.others.stop()
+        bench.others.end()()
 
     run(main)
 
@@ -241,7 +241,7 @@ def test_a_module_without_init_is_told_once_it_is_live(bench: Bench) -> None:
         bench.kernel.there.add("library")
         await asyncio.sleep(1)
         assert bench.told() == [("load", "library", "loaded", 77)]
-        bench.others.stop()
+        bench.others.end()()
 
     run(main)
 
@@ -256,7 +256,7 @@ def test_an_init_that_takes_long_is_told_when_it_has_returned(bench: Bench) -> N
         bench.record(Kind.INIT, 77)
         bench.others.look()
         assert bench.told()[1:] == [("load", "slow", "loaded", 77)]
-        bench.others.stop()
+        bench.others.end()()
 
     run(main)
 
@@ -311,7 +311,7 @@ def test_what_a_child_of_ours_does_and_what_others_do_meanwhile(bench: Bench, tm
             assert bench.told() == [("load", "others", "loaded", 79)]
             assert set(bench.others.since(0)) == {"others"}
             assert set(bench.others.since(bench.now + 1)) == set()
-            bench.others.stop()
+            bench.others.end()()
 
         run(main)
     assert bench.others.missed == 0
@@ -334,7 +334,7 @@ def test_a_task_that_has_gone_while_our_child_ran_is_decided_by_what_that_load_r
         bench.kmodd_loaded(reported, (bench.now - began) // 1000)
         await asyncio.sleep(0)
         assert [module for _event, module, _outcome, _pid in bench.told()] == told
-        bench.others.stop()
+        bench.others.end()()
 
     run(main)
 
@@ -346,7 +346,7 @@ def test_what_is_pending_is_bounded_and_what_is_dropped_is_counted(bench: Bench)
         bench.others.look()
         assert len(bench.others._pending) == PENDING
         assert bench.others.missed == 5
-        bench.others.stop()
+        bench.others.end()()
         assert bench.others.missed == PENDING + 5
 
     run(main)
@@ -360,7 +360,7 @@ def test_tasks_that_bring_something_in_are_bounded(bench: Bench) -> None:
         assert len(bench.others._bringing_in) <= 1024
         assert len(bench.others._pending) == 0
         assert len(bench.told()) == 3000
-        bench.others.stop()
+        bench.others.end()()
 
     run(main)
 
@@ -373,7 +373,7 @@ def test_with_nothing_to_decide_there_is_no_timer(bench: Bench) -> None:
         bench.record(Kind.LOAD, 77, "slow")
         bench.others.look()
         assert bench.others._timer is not None
-        bench.others.stop()
+        bench.others.end()()
         assert bench.others._timer is None
 
     run(main)
@@ -413,7 +413,7 @@ def test_each_is_told_once_in_order_whatever_is_drained_when(
                 bench.others.look()
                 bench.comings.new, bench.comings.late = bench.comings.late, []
         bench.others.look()
-        bench.others.stop()
+        bench.others.end()()
 
     run(main)
     told = bench.told()

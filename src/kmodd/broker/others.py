@@ -18,6 +18,7 @@ from kmodd.broker.own import Own
 from kmodd.errors import errno_words
 from kmodd.kernel import requester
 from kmodd.kernel.comings import Comings, Kind, Record
+from kmodd.kernel.instance import Opened
 from kmodd.kernel.interface import Kernel
 from kmodd.kernel.requester import Seen
 from kmodd.model import UNKNOWN_REQUESTER, Event, Outcome
@@ -56,8 +57,9 @@ def _now() -> datetime:
 
 
 class Others:
-    """Watches what others do to the kernel's modules. All calls on the event loop; none of them blocks.
+    """Watches what others do to the kernel's modules.
 
+    All calls but `open` on the event loop; none of them blocks.
     `loads`: the loads of ours in progress, each with when it began (the loop's time, s).
     """
 
@@ -109,23 +111,27 @@ class Others:
         """How many times records were lost, or could not be decided in time."""
         return self._comings.missed + self._dropped
 
-    def start(self) -> None:
+    def open(self) -> Opened:
+        """Make what `begin` needs; from any thread, for it waits for the kernel."""
+        return self._comings.open()
+
+    def begin(self, opened: Opened) -> None:
         """Begin to watch."""
-        self._comings.start()
+        self._comings.take(opened)
         if self._comings.on:
             asyncio.get_running_loop().add_reader(self._comings.fileno(), self.look)
             self.look()
 
-    def stop(self) -> None:
-        """End it, with what has happened until now."""
+    def end(self) -> Callable[[], None]:
+        """End it, with what has happened until now; return what puts the kernel back, for any thread."""
         if self._comings.on:
             self._look(everywhere=True)
             asyncio.get_running_loop().remove_reader(self._comings.fileno())
-        self._comings.stop()
         self._clear_timer()
         self._dropped += len(self._pending)
         self._pending.clear()
         self._bringing_in.clear()
+        return self._comings.let_go()
 
     def look(self) -> None:
         """Take what the kernel has recorded, and tell what can be decided."""

@@ -12,6 +12,8 @@ import os
 import select
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from kmodd.errors import KmoddError
@@ -40,8 +42,24 @@ class Timed(Protocol):
 T = TypeVar("T", bound=Timed)
 
 
+@dataclass(slots=True)
+class Opened:
+    """An instance in the kernel, and what of it is open here; where it is not, `problem` says why."""
+
+    directory: str | None = None
+    layout: Layout | None = None
+    formats: dict[int, tuple[str, EventFormat]] = field(default_factory=dict)
+    epoll: select.epoll | None = None
+    files: list[int] = field(default_factory=list)
+    problem: str | None = None
+
+
 class Instance(ABC, Generic[T]):
-    """It never blocks; without the right, or without tracefs, `problem` says why it is off."""
+    """Without the right, or without tracefs, `problem` says why it is off.
+
+    To make an instance and to remove it waits for the kernel: `open`, and what `let_go` returns, are for any
+    thread. All else never blocks, and belongs to one.
+    """
 
     name: ClassVar[str]
     """Its directory in tracefs' `instances`."""
@@ -50,7 +68,7 @@ class Instance(ABC, Generic[T]):
 
     def __init__(self, roots: tuple[str, ...] = TRACEFS) -> None:
         self._roots = roots
-        self._directory: str | None = None
+        self._opened = Opened()
         self._layout: Layout | None = None
         self._formats: dict[int, tuple[str, EventFormat]] = {}
         self._epoll: select.epoll | None = None
@@ -74,26 +92,38 @@ class Instance(ABC, Generic[T]):
 
     def start(self) -> None:
         """Make the instance, or take over the one that a dead daemon left, with what it has recorded."""
-        problem = problem_with(self._start)
-        if problem is not None:
-            self.stop()
-        self.problem = problem
+        self.take(self.open())
 
-    def _start(self) -> None:
+    def open(self) -> Opened:
+        """Make the instance in the kernel, or take over what is there; to be handed to `take`."""
+        opened = Opened()
+        problem = problem_with(partial(self._open, opened))
+        if problem is not None:
+            self._remove(opened)
+            opened = Opened(problem=problem)
+        return opened
+
+    def take(self, opened: Opened) -> None:
+        """Go on with what `open` has returned; where it is on already that is let go of by `let_go` first."""
+        self._opened = opened
+        self._layout, self._formats = opened.layout, opened.formats
+        self._epoll, self._files = opened.epoll, opened.files
+        self.problem = opened.problem
+
+    def _open(self, opened: Opened) -> None:
         root = self._find()
-        self._layout = ringbuffer.layout(
+        opened.layout = ringbuffer.layout(
             read(f"{root}/events/header_page"), read(f"{root}/events/header_event")
         )
-        self._formats = {}
         for event, fields in self.events.items():
             known = ringbuffer.event_format(read(f"{root}/{_path(event)}/format"))
-            for field in ("common_type", "common_pid", *fields):
-                known.field(field)
-            self._formats[known.id] = (event, known)
+            for field_name in ("common_type", "common_pid", *fields):
+                known.field(field_name)
+            opened.formats[known.id] = (event, known)
         directory = f"{root}/instances/{self.name}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
-        self._directory = directory
+        opened.directory = directory
         # A change of the clock or the size empties the buffer: what a dead daemon left may still be claimed.
         if f"[{CLOCK}]" not in read(f"{directory}/trace_clock"):
             write(f"{directory}/trace_clock", CLOCK)
@@ -103,12 +133,12 @@ class Instance(ABC, Generic[T]):
         for event in self.events:
             write(f"{directory}/{_path(event)}/enable", "1")
         write(f"{directory}/tracing_on", "1")
-        self._epoll = select.epoll()
+        opened.epoll = select.epoll()
         for cpu in os.listdir(f"{directory}/per_cpu"):
             path = f"{directory}/per_cpu/{cpu}/trace_pipe_raw"
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._files.append(fd)
-            self._epoll.register(fd, select.EPOLLIN)
+            opened.files.append(fd)
+            opened.epoll.register(fd, select.EPOLLIN)
 
     def _find(self) -> str:
         for root in self._roots:
@@ -121,23 +151,28 @@ class Instance(ABC, Generic[T]):
 
     def stop(self) -> None:
         """Remove the instance."""
-        for fd in self._files:
+        self.let_go()()
+
+    def let_go(self) -> Callable[[], None]:
+        """Read it no more; return what removes it from the kernel."""
+        opened, problem = self._opened, self.problem
+        self.take(Opened(problem="stopped" if self.on else problem))
+        return partial(self._remove, opened)
+
+    def _remove(self, opened: Opened) -> None:
+        for fd in opened.files:
             os.close(fd)
-        self._files.clear()
-        if self._epoll is not None:
-            self._epoll.close()
-            self._epoll = None
-            self.problem = "stopped"
-        if self._directory is None:
+        if opened.epoll is not None:
+            opened.epoll.close()
+        if opened.directory is None:
             return
         try:
             for event in self.events:
                 with contextlib.suppress(OSError):  # a broken instance is removed as well
-                    write(f"{self._directory}/{_path(event)}/enable", "0")
-            os.rmdir(self._directory)
+                    write(f"{opened.directory}/{_path(event)}/enable", "0")
+            os.rmdir(opened.directory)
         except OSError as err:
-            log.warning("cannot remove %s: %s", self._directory, err.strerror)
-        self._directory = None
+            log.warning("cannot remove %s: %s", opened.directory, err.strerror)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once there are new records: an epoll(7) of all processors'."""

@@ -5,7 +5,7 @@ No `from __future__ import annotations` here: asyncvarlink reads the annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypedDict
@@ -94,6 +94,8 @@ class Parts:
     recorder: Recorder
     journal: Journal
     status: Callable[[], dict[str, Any]]
+    settled: Callable[[], Awaitable[None]]
+    """Waits until all is as the settings say."""
 
 
 class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
@@ -127,6 +129,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         self._recorder = parts.recorder
         self._journal = parts.journal
         self._status = parts.status
+        self._settled = parts.settled
         self.readers: int | None = None
         """The group whose members may see who asked for what, as root may; None for no group."""
 
@@ -290,8 +293,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         ]
 
     @varlinkmethod(allow_foreign=True)
-    def SetSetting(self, *, key: str, value: Any) -> None:  # noqa: N802 - varlink's spelling
-        """Change a setting at once, until the daemon stops or reads its files again."""
+    async def SetSetting(self, *, key: str, value: Any) -> None:  # noqa: N802 - varlink's spelling
+        """Change a setting, until the daemon stops or reads its files again; it holds when this returns."""
         caller = current_peer.get()
         if not caller.is_root and not self._broker.policy.lets_peers:
             raise NotPermitted(error=f"uid {caller.uid} may not change settings; be root")
@@ -309,6 +312,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
             who = peer.requester(caller).as_json()
             fields = {"key": key, "old": old, "new": self._settings.as_dict()[key], "requester": who}
             self._recorder.add("setting", fields)
+        await self._settled()
 
     @varlinkmethod(return_parameter="origin", allow_foreign=True)
     async def Why(self, *, module: str) -> Any:  # noqa: N802 - varlink's spelling
