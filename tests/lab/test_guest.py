@@ -14,6 +14,7 @@ from kmodd.lab import initramfs, stuck
 from kmodd.lab.errors import GuestDied, LabError, LabTimeout
 from kmodd.lab.guest import Guest
 from kmodd.lab.options import LabOptions
+from kmodd.lab.qemu import kernel_command_line
 
 pytestmark = pytest.mark.real
 
@@ -170,6 +171,24 @@ def test_kernel_log_and_processors(uml: Guest, qemu: Guest) -> None:
     assert "Linux version" in uml.dmesg()
     assert qemu.run("nproc").stdout == "2\n"
     assert qemu.run("test", "-e", "/sys/kernel/tracing/events/module/module_request").returncode == 0
+
+
+def test_an_old_qemu_is_told_to_leave_the_scheduler_as_it_is(qemu: Guest) -> None:
+    said = subprocess.run(["qemu-system-x86_64", "--version"], check=True, capture_output=True, text=True)
+    new = re.search(r"version (8\.[1-9]|9\.|[1-9]\d)", said.stdout) is not None
+    qemu.run("mkdir", "/sys/kernel/tracing/instances/kmodd-tried")
+    options = qemu.run("cat", "/sys/kernel/tracing/instances/kmodd-tried/trace_options").stdout.split()
+    assert ("record-cmd" if new else "norecord-cmd") in options
+    qemu.run("rmdir", "/sys/kernel/tracing/instances/kmodd-tried")
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [((7, 2), True), ((8, 0), True), (None, True), ((8, 1), False), ((10, 0), False)]
+)
+def test_which_qemu_is_old(version: tuple[int, int] | None, told: bool) -> None:
+    line = kernel_command_line(version)
+    assert line.startswith("console=ttyS0 ")
+    assert line.endswith(" trace_options=norecord-cmd") is told
 
 
 def test_a_panic_says_why() -> None:

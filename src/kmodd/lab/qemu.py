@@ -1,6 +1,9 @@
 """QEMU: a distribution's own kernel under software emulation."""
 
+import functools
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 from kmodd.lab import initramfs, kernels
@@ -15,6 +18,14 @@ _MODULES = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"]
 _KERNEL_COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable cryptomgr.notests random.trust_cpu=on"
 )
+_STALE_CODE = (8, 1)
+"""The version of QEMU from which on no processor goes on with code that another one has replaced.
+
+Before it (QEMU's commit deba78709ae8 mended it) one that translated a breakpoint while the kernel patched its
+code may hit that for ever, with interrupts off: the guest is dead and says nothing. It takes code that is
+executed all the time, and that is the scheduler's: tracing patches it to note what tasks are called.
+"""
+_NO_NAMES = "trace_options=norecord-cmd"
 
 
 def command(options: LabOptions, channel: int, scratch: Path) -> Command:
@@ -43,7 +54,7 @@ def command(options: LabOptions, channel: int, scratch: Path) -> Command:
     argv = [qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
     argv += ["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]
     argv += ["-smp", str(options.smp), "-m", str(options.memory or _DEFAULT_MEMORY)]
-    argv += ["-kernel", image, "-initrd", path_of(initrd), "-append", _KERNEL_COMMAND_LINE]
+    argv += ["-kernel", image, "-initrd", path_of(initrd), "-append", kernel_command_line(_version(qemu))]
     argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     argv += ["-chardev", f"socket,id=agent,fd={channel}"]
     argv += ["-device", "virtio-serial-pci", "-device", "virtserialport,nr=1,chardev=agent"]
@@ -51,3 +62,20 @@ def command(options: LabOptions, channel: int, scratch: Path) -> Command:
     argv += ["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]
     argv += options.qemu
     return Command(argv, tuple(fds), _BOOT_LIMIT)
+
+
+def kernel_command_line(version: tuple[int, int] | None) -> str:
+    """What the kernel is told, for a version of QEMU; None where that is not known."""
+    if version is not None and version >= _STALE_CODE:
+        return _KERNEL_COMMAND_LINE
+    return f"{_KERNEL_COMMAND_LINE} {_NO_NAMES}"
+
+
+@functools.cache
+def _version(qemu: str) -> tuple[int, int] | None:
+    try:
+        done = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"version (\d+)\.(\d+)", done.stdout)
+    return None if found is None else (int(found[1]), int(found[2]))
