@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 StatusTold = Callable[[int], None]
 ResultTold = Callable[[Result], None]
+
+_NOTHING: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class Load:
 
     __slots__ = (
         "_broker",
+        "_waits",
         "by_kernel",
         "early",
         "first",
@@ -131,7 +135,6 @@ class Load:
         "task",
         "tickets",
         "told",
-        "waits",
     )
 
     def __init__(self, broker: Broker, number: int, name: str, first: int, started: float) -> None:
@@ -141,7 +144,7 @@ class Load:
         self.first = first
         self.started = started
         self.session_id: int | None = None
-        self.waits: set[int] = set()
+        self._waits: set[int] | None = None
         self.told: int | None = None
         self.tickets: dict[int, Ticket] = {}
         self.early: list[Ticket] = []
@@ -151,6 +154,11 @@ class Load:
         """Whether the kernel has asked for it, too."""
         self.plan: Callable[[], Plan | None] = lambda: None
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def waits(self) -> AbstractSet[int]:
+        """The loads of modules that it waits for."""
+        return self._waits or _NOTHING
 
     def may_begin(self, plan: Callable[[], Plan | None]) -> bool:
         """See `loader.Progress`."""
@@ -175,13 +183,16 @@ class Load:
 
     def awaits(self, number: int, *, shared: bool) -> None:
         """See `loader.Progress`."""
-        self.waits.add(number)
+        if self._waits is None:
+            self._waits = set()
+        self._waits.add(number)
         if shared:
             self._broker.load_joined()
 
     def got(self, number: int) -> None:
         """See `loader.Progress`."""
-        self.waits.discard(number)
+        if self._waits is not None:
+            self._waits.discard(number)
 
     def is_live(self) -> None:
         """See `loader.Progress`."""

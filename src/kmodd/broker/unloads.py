@@ -56,20 +56,22 @@ class Unloads:
         """Call `told(modules)` when a request comes to need modules, and when it does not any more."""
         self._told.append(told)
 
-    @contextlib.contextmanager
-    def needing(self, modules: Iterable[str]) -> Iterator[None]:
+    def needing(self, modules: Iterable[str]) -> Needing:
         """Inside this context a request loads these, or says that they are live."""
-        needed = tuple(modules)
-        self._needed.update(needed)
-        self.touch(needed)
-        try:
-            yield
-        finally:
-            for module in needed:
-                self._needed[module] -= 1
-                if not self._needed[module]:
-                    del self._needed[module]
-            self.touch(needed)
+        return Needing(self, tuple(modules))
+
+    def need(self, modules: Iterable[str]) -> None:
+        """A request begins to load these."""
+        self._needed.update(modules)
+        self.touch(modules)
+
+    def need_no_more(self, modules: Iterable[str]) -> None:
+        """A request that loaded these has ended."""
+        for module in modules:
+            self._needed[module] -= 1
+            if not self._needed[module]:
+                del self._needed[module]
+        self.touch(modules)
 
     def is_needed(self, module: str) -> bool:
         """Whether a request needs a module now."""
@@ -108,3 +110,21 @@ class Unloads:
             await asyncio.wait(ends)
             found = await find()
         return found
+
+
+class Needing:
+    """What `Unloads.needing` returns: each load that waits has one, and a generator is six times as large."""
+
+    __slots__ = ("_modules", "_unloads")
+
+    def __init__(self, unloads: Unloads, modules: tuple[str, ...]) -> None:
+        self._unloads = unloads
+        self._modules = modules
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._unloads.need(self._modules)
+
+    def __exit__(self, *_error: object) -> None:
+        """End."""
+        self._unloads.need_no_more(self._modules)
