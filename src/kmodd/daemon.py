@@ -190,7 +190,7 @@ class Daemon:
                 recorder=self._recorder,
                 journal=self._journal,
                 status=self.status,
-                settled=self._tracer.settled,
+                settled=self._settled,
             )
         )
         self._group_lookup: asyncio.Task[None] | None = None
@@ -223,11 +223,13 @@ class Daemon:
         await asyncio.wait([self._group_lookup], timeout=_GROUP_PATIENCE)
         try:
             self._listen(api)
-            # Once it is known that no other daemon is there, and before the kernel asks us.
-            await self._tracer.switch()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
             loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
+            # Once it is known that no other daemon is there, and before anybody is served.
+            await self._tracer.switch()
+            for listener in self._listeners.values():
+                listener.start()
             if self._options.hook:
                 self._hook.on(self._fallback())
                 self._hooked = True
@@ -335,8 +337,6 @@ class Daemon:
                 self._listeners[name] = Listener(sock, path, connected)
             if name == connections.SOCKET:
                 take_no_descriptors(sock)
-        for listener in self._listeners.values():
-            listener.start()
         for sock in passed.values():
             log.warning("the service manager passed a socket that is not ours; it is closed")
             sock.close()
@@ -367,8 +367,10 @@ class Daemon:
             self._installed.forget()
         servicemanager.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
+            begun = self._settings.moment
             found = await in_own_thread("kmod_settings", partial(settings.load, self._options.root))
-            changed = self._settings.replace(found)
+            # What somebody has set meanwhile is later than what the files said.
+            changed = self._settings.replace(found, but_since=begun)
         except SettingsError as err:
             log.error("settings are left as they are: %s", err)
             self._recorder.add("daemon", {"action": "reload", "error": str(err), "changed": []})
@@ -379,9 +381,8 @@ class Daemon:
             self._recorder.add("daemon", {"action": "reload", "error": None, "changed": changed})
         try:
             await self._enforcement.reload()
-        except PolicyError as err:
+        except (PolicyError, OSError) as err:
             log.error("the policy is left as it is: %s", err)
-        await self._tracer.settled()
         servicemanager.notify("READY=1")
 
     def _fallback(self) -> str:
@@ -404,6 +405,12 @@ class Daemon:
             self._keep_tree()
         if key == "tracing":
             self._tracer.changed()
+
+    async def _settled(self, key: str) -> None:
+        """Wait until the kernel is as a setting says."""
+        if key == "tracing":
+            await self._tracer.settled()
+            await self._autoclean.settled()
 
     def _keep_tree(self) -> None:
         """Keep the running kernel's modules, or let go of what was kept; in a thread: it is many files.

@@ -333,6 +333,9 @@ class Settings:
     def __init__(self, values: Mapping[str, Value] | None = None) -> None:
         self._values: dict[str, Value] = {**defaults(), **(values or {})}
         self._listeners: list[Callable[[str, Value, Value], None]] = []
+        self._changed: dict[str, int] = {}
+        self.moment = 0
+        """How many changes there have been."""
 
     def as_dict(self) -> dict[str, Value]:
         """Return a copy of all values."""
@@ -354,6 +357,8 @@ class Settings:
         if new == old:
             return False
         self._values[key] = new
+        self.moment += 1
+        self._changed[key] = self.moment
         try:
             for listener in self._listeners:
                 listener(key, old, new)
@@ -363,9 +368,14 @@ class Settings:
             raise
         return True
 
-    def replace(self, values: Mapping[str, Value]) -> list[str]:
-        """Take over a whole set of values (SIGHUP); return the keys that changed."""
+    def replace(self, values: Mapping[str, Value], *, but_since: int | None = None) -> list[str]:
+        """Take over a whole set of values (SIGHUP); return the keys that changed.
+
+        Those that have been changed since the moment `but_since` are left as they are.
+        """
         checked = {key: validate(key, value) for key, value in values.items()}
+        if but_since is not None:
+            checked = {key: value for key, value in checked.items() if self._changed.get(key, 0) <= but_since}
         return [key for key, value in checked.items() if self.set(key, value)]
 
     @property

@@ -650,3 +650,42 @@ def test_a_journal_that_cannot_be_written_keeps_nobody_waiting(make: Callable[..
     place.unlink()
     wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "it is written")
     assert daemon.status()["journal"]["problem"] is None
+
+
+SLOW_TRACING = """
+import asyncio, os
+from kmodd.sources.tracer import Tracer
+
+async def switch(self):
+    open({begun!r}, "w").close()
+    while not os.path.exists({go!r}):
+        await asyncio.sleep(0.005)
+
+Tracer.switch = switch
+"""
+
+
+def test_nobody_is_served_before_it_is_known_who_asks(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    begun, go = daemon.root / "begun", daemon.root / "go"
+    process = daemon.spawn(prelude=SLOW_TRACING.format(begun=str(begun), go=str(go)))
+    wait_until(begun.exists, "tracing is being switched on")
+    with daemon.helper(b"plain") as helper, daemon.api() as api:
+        api.send("RequestModule", name="plain")
+        go.touch()
+        assert helper.packets() == [b"s\x00"]
+        assert api.receive()["result"]["outcome"] in {"loaded", "already-live"}
+    first, second = (daemon.events(event=kind)[0]["id"] for kind in ("daemon", "request"))
+    assert first < second
+    assert process.poll() is None
+
+
+def test_a_stop_while_it_starts_is_an_orderly_one(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    begun, go = daemon.root / "begun", daemon.root / "go"
+    process = daemon.spawn(prelude=SLOW_TRACING.format(begun=str(begun), go=str(go)))
+    wait_until(begun.exists, "tracing is being switched on")
+    process.send_signal(signal.SIGTERM)
+    go.touch()
+    assert process.wait(PATIENCE) == 0
+    assert not daemon.helper_path.exists()

@@ -387,6 +387,12 @@ def test_a_denial_stops_requests_in_flight(make: Callable[..., Daemon]) -> None:
     assert "fourth" not in daemon.live()
     (load,) = daemon.events(event="load")
     assert (load["name"], load["outcome"], load["modules"]) == ("fourth", "denied", ["third"])
+    # What had come in by then came for that request, and is told so.
+    third, fourth = daemon.kmodd("why", "third", "fourth").stdout.splitlines()
+    assert third.startswith("third was loaded on ")
+    assert third.endswith(" asked for fourth; fourth needs it.")
+    assert fourth.startswith("fourth is not in the kernel. On ")
+    assert "asked for fourth and was denied it by " in fourth
 
 
 def test_commands_where_no_daemon_runs_or_takes_them(make: Callable[..., Daemon]) -> None:

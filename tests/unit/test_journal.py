@@ -164,6 +164,9 @@ def test_only_root_may_read_it(path: Path) -> None:
         (Selection(since=datetime.min.replace(tzinfo=UTC)), 1, [1200]),
         (Selection(since=datetime.max.replace(tzinfo=UTC)), None, []),
         (Selection(outcome="denied"), None, []),
+        (Selection(outcome="\udc80"), None, []),
+        (Selection(event="load"), None, []),
+        (Selection(event="request"), 1, [1200]),
     ],
 )
 def test_what_somebody_wants_of_it(
@@ -176,6 +179,25 @@ def test_what_somebody_wants_of_it(
         return await all_of(made, selection, count)
 
     assert asyncio.run(story()) == wanted
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_denied_requests_are_looked_for_apart(path: Path, written: bool) -> None:
+    def denied(number: int, kind: str = "request") -> Event:
+        return Event(number, START, kind, {"outcome": "denied", "modules": ["m"], "denied_modules": ["m"]})
+
+    async def story() -> tuple[list[int], list[int]]:
+        made = await filled(path, 3)
+        for number in range(4, 10):
+            made.note(denied(number))
+        made.note(denied(10, "load"))
+        if written:
+            assert await made.flush(5)
+        loads = Selection(module="m", denied=False)
+        denials = Selection(module="m", event="request", outcome="denied")
+        return await all_of(made, loads, 2), await all_of(made, denials, 3)
+
+    assert asyncio.run(story()) == ([10], [7, 8, 9])
 
 
 def test_what_is_written_while_somebody_reads_is_not_shown_twice(path: Path) -> None:

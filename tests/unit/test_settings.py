@@ -93,3 +93,14 @@ def test_a_set_of_values_is_taken_whole_or_not_at_all() -> None:
         live.replace({"load_timeout": 7, "fallback": "perhaps"})
     assert live.load_timeout == 5
     assert live.replace({"load_timeout": 7, "fallback": "modprobe"}) == ["load_timeout"]
+
+
+def test_what_is_set_while_files_are_read_holds() -> None:
+    live = settings.Settings({"load_timeout": 1, "unload_delay": 1})
+    live.set("unload_delay", 2)
+    begun = live.moment
+    live.set("load_timeout", 30)
+    assert live.replace({"load_timeout": 0, "unload_delay": 3}, but_since=begun) == ["unload_delay"]
+    assert (live.load_timeout, live.unload_delay) == (30, 3)
+    # The next reload has been begun later than that.
+    assert live.replace({"load_timeout": 0}, but_since=live.moment) == ["load_timeout"]

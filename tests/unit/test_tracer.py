@@ -83,6 +83,15 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path)
 
 
+async def until(check: Callable[[], bool]) -> None:
+    """Let the loop turn until something holds, which takes a few turns."""
+    for _ in range(1000):
+        if check():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it does not come to hold")
+
+
 def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(story)
 
@@ -183,20 +192,46 @@ def test_helpers_are_taken_once_their_requesters_have_been_looked_at(
     async def story() -> None:
         await bench.tracer.switch()
         bench.requests.record(0, time.monotonic_ns(), 10, b"name")
-        while not bench.accepted:
-            await asyncio.sleep(0)
+        await until(lambda: bench.accepted == 1)
         assert [asked.name for asked in bench.who._records] == [b"name"]
         # A defect costs nobody their answer, and is told once.
         monkeypatch.setattr(bench.who, "look_ahead", fail)
         bench.requests.record(0, time.monotonic_ns(), 10, b"name")
-        while bench.accepted < 2:
-            await asyncio.sleep(0)
+        await until(lambda: bench.accepted == 2)
         assert caplog.text.count("who asks is found out when the helper comes") == 1
         for _ in range(10):
             await asyncio.sleep(0)
         assert bench.accepted == 2, "nothing is read any more that could not be read"
         bench.tracer.stop_at_once()
         assert not bench.tracing.on
+
+    run(story())
+
+
+def test_where_it_is_off_from_the_start(bench: Bench) -> None:
+    async def story() -> None:
+        bench.wanted = False
+        tracer = bench.made(bench.who)
+        await tracer.switch()
+        told = tracer.as_json()
+        assert told["problem"] == told["loads_problem"] == "the setting tracing is false"
+        assert bench.tracing.done == []
+
+    run(story())
+
+
+def test_a_defect_in_one_instance_leaves_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Opened:
+        raise RuntimeError("a defect")
+
+    async def story() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr(bench.others, "open", broken)
+        bench.tracer.changed()
+        await bench.tracer.settled()
+        assert not bench.tracing.on
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert bench.requests.set("events/module/module_request/enable").startswith("0")
 
     run(story())
 

@@ -64,6 +64,11 @@ def test_the_last_load_counts_and_what_undid_it() -> None:
     assert origin([second], "dccp") == {**NONE, "load": second}
 
 
+def test_a_load_whose_own_request_was_denied_meanwhile() -> None:
+    own = {**denial(1), "name": "net-pf-33"}
+    assert origin([load(2)], "dccp", [own]) == {**NONE, "load": load(2), "request": own}
+
+
 def test_denials_since_the_load_count() -> None:
     denied = [denial(number) for number in (1, 5, 20, 21)]
     assert origin([], "dccp", denied) == {**NONE, "denied": denied[3], "denials": 4}
@@ -194,6 +199,9 @@ def test_who_was_denied_it_and_by_what() -> None:
     assert varlink.DENIALS_MAX == stories.DENIALS_MAX
     assert told(load(2), request(1), denied=[last]).endswith(f"; dccp_ipv4 needs it. {sentence}")
     assert told(load(30), request(29), denied=[last]) == told(load(30), request(29))
+    assert told(denied=[last]) == (
+        f"dccp is in the kernel, and not by kmodd: its journal knows of no load of it. {sentence}"
+    )
     blacklisted = denial(20, "dccp is blacklisted by /etc/modprobe.d/b.conf:1", **asker)
     assert told(live=False, denied=[blacklisted]).endswith(
         "asked for net-pf-33 and was denied it: dccp is blacklisted by /etc/modprobe.d/b.conf:1."

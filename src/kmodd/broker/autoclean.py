@@ -176,6 +176,11 @@ class Autoclean:
         if not self._turn.locked():
             await self._count(stopping=True)
 
+    async def settled(self) -> None:
+        """Wait until the kernel counts, or does not, as the setting `tracing` says."""
+        if self._counting is not None:
+            await asyncio.wait([self._counting])
+
     async def _count(self, *, stopping: bool = False) -> None:
         """Have the kernel count what takes modules as long as the setting `tracing` is true."""
         counts = self._use_counts

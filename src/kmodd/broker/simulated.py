@@ -66,7 +66,8 @@ class SimulatedLoader:
                     continue
                 builtin = False
                 if not progress.may_go_on():
-                    return replace(denied(name), modules=tuple(loaded))
+                    reasons = self._reasons(name, found, loaded)
+                    return replace(denied(name), modules=tuple(loaded), reasons=reasons)
                 try:
                     if await self._load_one(module, session):
                         loaded.append(module)

@@ -148,7 +148,7 @@ def why(arguments: Namespace) -> int:
             _print_json(told)
         else:
             print(story(told, told["module"]))
-        if told["load"] is None and told["denied"] is None and not told["live"]:
+        if told["load"] is None and told.get("denied") is None and not told["live"]:
             status = NotFound.exit_status
     return status
 

@@ -97,9 +97,13 @@ class Instance(ABC, Generic[T]):
     def open(self) -> Opened:
         """Make the instance in the kernel, or take over what is there; to be handed to `take`."""
         opened = Opened()
-        problem = problem_with(partial(self._open, opened))
+        try:
+            problem = problem_with(partial(self._open, opened))
+        except BaseException:
+            self.remove(opened)
+            raise
         if problem is not None:
-            self._remove(opened)
+            self.remove(opened)
             opened = Opened(problem=problem)
         return opened
 
@@ -157,9 +161,10 @@ class Instance(ABC, Generic[T]):
         """Read it no more; return what removes it from the kernel."""
         opened, problem = self._opened, self.problem
         self.take(Opened(problem="stopped" if self.on else problem))
-        return partial(self._remove, opened)
+        return partial(self.remove, opened)
 
-    def _remove(self, opened: Opened) -> None:
+    def remove(self, opened: Opened) -> None:
+        """Put the kernel back as it was before `open`, from any thread."""
         for fd in opened.files:
             os.close(fd)
         if opened.epoll is not None:

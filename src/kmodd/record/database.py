@@ -21,23 +21,19 @@ from kmodd.model import Event
 from kmodd.record.select import Selection
 
 EVENTS_MAX = 1_000_000
-"""Events that are kept at the most, however young: about 700 MB."""
+"""Events that are kept at the most, however young: about 700 MB, more where many modules were denied."""
 
 _BUSY = 1.0
 """Seconds that a call waits for somebody else's lock on the file."""
 _PAGE = 500
-_FORWARD = """
+_WANTED = """
     SELECT seq, data FROM events
     WHERE time >= :since AND (:uid IS NULL OR uid = :uid)
-        AND (:outcome IS NULL OR outcome = :outcome) AND seq > :seq
-    ORDER BY seq LIMIT :page
+        AND (:event IS NULL OR event = :event) AND (:outcome IS NULL OR outcome = :outcome)
+        AND (:denied OR event <> 'request' OR outcome IS NOT 'denied')
 """
-_BACKWARD = """
-    SELECT seq, data FROM events
-    WHERE time >= :since AND (:uid IS NULL OR uid = :uid)
-        AND (:outcome IS NULL OR outcome = :outcome) AND seq < :seq
-    ORDER BY seq DESC LIMIT :page
-"""
+_FORWARD = _WANTED + "AND seq > :seq ORDER BY seq LIMIT :page"
+_BACKWARD = _WANTED + "AND seq < :seq ORDER BY seq DESC LIMIT :page"
 _HIGHEST = "SELECT max(id) FROM (SELECT id FROM events ORDER BY seq DESC LIMIT :newest)"
 _IN_PROGRESS_MAX = 100_000
 """Behind the event with the highest number are only those that were in progress when it began."""
@@ -206,11 +202,21 @@ class Reader:
         return oldest - 1
 
     def _rows(self, connection: sqlite3.Connection, query: str, seq: int) -> list[tuple[int, str]]:
-        since = 0 if self._selection.since is None else _microseconds(self._selection.since)
-        uid = self._selection.uid
+        selection = self._selection
+        uid, outcome = selection.uid, selection.outcome
         if uid is not None and not 0 <= uid < 1 << 32:
             uid = -1  # nobody's, and SQLite takes no number beyond 64 bits
-        values = {"since": since, "uid": uid, "outcome": self._selection.outcome, "seq": seq, "page": _PAGE}
+        if outcome is not None and not outcome.isascii():
+            outcome = ""  # nothing's, and SQLite takes no lone surrogate
+        values = {
+            "since": 0 if selection.since is None else _microseconds(selection.since),
+            "uid": uid,
+            "event": selection.event,
+            "outcome": outcome,
+            "denied": selection.denied,
+            "seq": seq,
+            "page": _PAGE,
+        }
         return connection.execute(query, values).fetchall()
 
     def _wanted(self, rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -26,6 +26,8 @@ def origin(
                 requests[event["id"]] = event
             case "unload" if event.get("module") == module:
                 unload = event
+    # Its own request may have been denied while it went on.
+    requests.update((event["id"], event) for event in denied)
     request = None if load is None else requests.get(load["request"])
     since = [event for event in denied if load is None or event["id"] > load["id"]]
     return {

@@ -14,8 +14,8 @@ from kmodd.model import Event
 class Selection:
     """All given fields must match; `module` and `name` are globs.
 
-    A module is one that was loaded or unloaded, or that a request was denied for. `denied`: whether what was
-    denied is wanted, too.
+    A module is one that was loaded or unloaded, or that a request was denied for. `event`: which kind.
+    `denied`: whether requests that were denied are wanted, too.
     """
 
     since: datetime | None = None
@@ -23,6 +23,7 @@ class Selection:
     name: str | None = None
     outcome: str | None = None
     uid: int | None = None
+    event: str | None = None
     denied: bool = True
 
     def matches(self, event: Event) -> bool:
@@ -34,12 +35,14 @@ class Selection:
             return False
         if self.name is not None and not fnmatch.fnmatchcase(str(fields.get("name", "")), self.name):
             return False
-        if not self.denied and fields.get("outcome") == "denied":
+        if self.event is not None and event.event != self.event:
+            return False
+        if not self.denied and event.event == "request" and fields.get("outcome") == "denied":
             return False
         if self.module is not None:
-            modules = fields.get("modules") or fields.get("denied_modules") or []
+            modules = [*(fields.get("modules") or ()), *(fields.get("denied_modules") or ())]
             if "module" in fields:
-                modules = [fields["module"]]
+                modules.append(fields["module"])
             if not any(fnmatch.fnmatchcase(module, self.module) for module in modules):
                 return False
         return self.uid is None or (fields.get("requester") or {}).get("uid") == self.uid

@@ -73,10 +73,12 @@ class Listener:
         self._path = path
         self._connected = connected
         self._resume: asyncio.TimerHandle | None = None
+        self._accepting = False
 
     def start(self) -> None:
         """Begin to accept."""
         self._resume = None
+        self._accepting = True
         asyncio.get_running_loop().add_reader(self._sock, self.accept)
 
     def close(self) -> None:
@@ -92,7 +94,7 @@ class Listener:
 
     def accept(self) -> None:
         """Take whoever has connected."""
-        if self._resume is not None:
+        if not self._accepting:
             return
         for _ in range(_AT_ONCE):
             try:
@@ -108,6 +110,7 @@ class Listener:
                 log.error("cannot accept a connection: %s; trying again in %g s", err.strerror, _PAUSE)
                 loop = asyncio.get_running_loop()
                 loop.remove_reader(self._sock)
+                self._accepting = False
                 self._resume = loop.call_later(_PAUSE, self.start)
                 return
             conn.setblocking(False)

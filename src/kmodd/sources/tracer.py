@@ -21,6 +21,7 @@ from kmodd.sources.whoasked import WhoAsked
 
 log = logging.getLogger(__name__)
 
+SWITCHED_OFF = "the setting tracing is false"
 NOT_OURS = "only requests of the running kernel, to the machine's own daemon, are traced"
 
 
@@ -48,8 +49,7 @@ class Tracer:
         self._switching: set[asyncio.Task[None]] = set()
         self._reading: int | None = None
         self._on = self._stopped = False
-        if who is None:
-            tracing.problem = others.problem = NOT_OURS
+        tracing.problem = others.problem = NOT_OURS if who is None else SWITCHED_OFF
 
     async def switch(self) -> None:
         """Have it as the setting says now, once what is being switched is."""
@@ -61,7 +61,7 @@ class Tracer:
             if wanted:
                 await self._switch_on()
             else:
-                await self._switch_off("stopped" if self._stopped else "the setting tracing is false")
+                await self._switch_off("stopped" if self._stopped else SWITCHED_OFF)
 
     def changed(self) -> None:
         """The setting is another one."""
@@ -109,7 +109,12 @@ class Tracer:
 
     async def _switch_on(self) -> None:
         def work() -> tuple[Opened, Opened]:
-            return self._tracing.open(), self._others.open()
+            requests = self._tracing.open()
+            try:
+                return requests, self._others.open()
+            except BaseException:
+                self._tracing.remove(requests)
+                raise
 
         try:
             requests, loads = await in_own_thread("kmod_tracing", work)

@@ -94,8 +94,8 @@ class Parts:
     recorder: Recorder
     journal: Journal
     status: Callable[[], dict[str, Any]]
-    settled: Callable[[], Awaitable[None]]
-    """Waits until all is as the settings say."""
+    settled: Callable[[str], Awaitable[None]]
+    """Waits until all is as a setting says, by its key."""
 
 
 class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
@@ -294,7 +294,10 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
 
     @varlinkmethod(allow_foreign=True)
     async def SetSetting(self, *, key: str, value: Any) -> None:  # noqa: N802 - varlink's spelling
-        """Change a setting, until the daemon stops or reads its files again; it holds when this returns."""
+        """Change a setting at once, until the daemon stops or reads its files again.
+
+        Of `tracing` it returns once the kernel has it as it says, too.
+        """
         caller = current_peer.get()
         if not caller.is_root and not self._broker.policy.lets_peers:
             raise NotPermitted(error=f"uid {caller.uid} may not change settings; be root")
@@ -312,7 +315,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
             who = peer.requester(caller).as_json()
             fields = {"key": key, "old": old, "new": self._settings.as_dict()[key], "requester": who}
             self._recorder.add("setting", fields)
-        await self._settled()
+        await self._settled(key)
 
     @varlinkmethod(return_parameter="origin", allow_foreign=True)
     async def Why(self, *, module: str) -> Any:  # noqa: N802 - varlink's spelling
@@ -333,7 +336,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         glob = _literal(plain)
         # Looked for by themselves: who asks for what he may not have, in a loop, hides no load.
         history = self._journal.history(Selection(module=glob, denied=False), WHY_MAX)
-        refused = self._journal.history(Selection(module=glob, outcome=Outcome.DENIED.value), DENIALS_MAX)
+        denials = Selection(module=glob, event="request", outcome=Outcome.DENIED.value)
+        refused = self._journal.history(denials, DENIALS_MAX)
         events = [event async for event in history.events()]
         found = origin(events, plain, [event async for event in refused.events()])
         load = found["load"]

@@ -39,15 +39,17 @@ DENIALS_MAX = 100
 def story(told: dict[str, Any], module: str) -> str:
     """Return what `io.kmodd.Why` told, as a few sentences."""
     sentence = _how_it_came(told, module)
-    return sentence if told["denied"] is None else f"{sentence} {_denial(told)}"
+    return sentence if told.get("denied") is None else f"{sentence} {_denial(told)}"
 
 
 def _how_it_came(told: dict[str, Any], module: str) -> str:
     load, request, unload = told["load"], told["request"], told["unload"]
     if load is None:
+        denied = told.get("denied") is not None
         if told["live"]:
-            return f"{module} is in the kernel, and not by kmodd: its journal knows nothing of it."
-        if told["denied"] is not None:
+            knows = "of no load of it" if denied else "nothing of it"
+            return f"{module} is in the kernel, and not by kmodd: its journal knows {knows}."
+        if denied:
             return f"{module} is not in the kernel."
         return f"{module} is not in the kernel, and the journal knows nothing of it."
     if load["request"] is None:
