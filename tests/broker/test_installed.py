@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.broker.installed import Installed
+from kmodd.broker.installed import PATIENCE, Installed
 from kmodd.errors import KmoddError
 from kmodd.kernel.uses import Kinds
 from kmodd.tree import keep, snapshot
@@ -261,6 +261,51 @@ def test_files_that_cannot_be_read_hold_nobody_up_for_ever(
         "the modules of r cannot be read within 0 seconds; what was read before is kept",
         "the modules of r have been read in the end",
     ]
+
+
+def test_the_patience_is_that_with_a_read(place: Place) -> None:
+    async def story(installed: Installed) -> None:
+        first = await installed.current()
+        held = Held(place)
+        place.write("a.conf", "blacklist m\n")
+        assert installed.at_once() is None
+        await asyncio.to_thread(held.begun.wait)
+        installed._begun -= PATIENCE  # as if it had been going on for that long
+        assert await installed.current() is first
+        held.go.set()
+        reading = installed._reading
+        assert reading is not None
+        await reading
+
+    run(story)
+
+
+def test_a_read_that_fails_in_the_end_has_not_been_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kmodd.broker.installed.PATIENCE", 0.0)
+
+    async def story(installed: Installed) -> None:
+        first = await installed.current()
+        held = Held(place)
+        take = place.take
+
+        def fail(directory: str, *, only_trusted: bool) -> Snapshot:
+            take(directory, only_trusted=only_trusted)
+            raise KmoddError("modules.dep is cut off")
+
+        place.take = fail
+        place.write("a.conf", "blacklist m\n")
+        assert await installed.current() is first
+        held.go.set()
+        reading = installed._reading
+        assert reading is not None
+        await reading
+        await asyncio.sleep(0)
+        assert installed.problem == "modules.dep is cut off; what was read before is kept"
+
+    run(story)
+    assert "in the end" not in caplog.text
 
 
 def test_where_nothing_is_known_a_request_waits_for_the_files(

@@ -42,6 +42,7 @@ class Installed:
         self._reading: asyncio.Task[None] | None = None
         self._forgotten = False
         self._late: str | None = None
+        self._begun = 0.0
         self._problem: str | None = None
         self._error: KmoddError | None = None
 
@@ -72,7 +73,8 @@ class Installed:
         None: that look has begun, or nothing could be read; `current` tells.
         """
         if self._reading is None and self._changed():
-            self._reading = asyncio.get_running_loop().create_task(self._read())
+            loop = asyncio.get_running_loop()
+            self._reading, self._begun = loop.create_task(self._read()), loop.time()
             self._reading.add_done_callback(self._read_done)
         return None if self._reading is not None and self._late is None else self._snapshot
 
@@ -80,8 +82,9 @@ class Installed:
         """Wait until the files are read; where that takes too long, what was known before still holds."""
         if self._late is not None:
             return
-        known = self._snapshot
-        done, _late = await asyncio.wait([reading], timeout=None if known is None else PATIENCE)
+        left = self._begun + PATIENCE - asyncio.get_running_loop().time()
+        patience = None if self._snapshot is None else max(0.0, left)
+        done, _late = await asyncio.wait([reading], timeout=patience)
         if done:
             reading.result()
         elif reading is self._reading and self._late is None:
@@ -151,11 +154,13 @@ class Installed:
 
     def _read_done(self, reading: asyncio.Task[None]) -> None:
         self._reading = None
-        if self._late is not None:
-            self._late = None
-            log.warning("the modules of %s have been read in the end", self._release())
-        if not reading.cancelled() and (error := reading.exception()) is not None:
+        late, self._late = self._late, None
+        if reading.cancelled():
+            return
+        if (error := reading.exception()) is not None:
             log.error("cannot read what is installed: %s", error)
+        elif late is not None and self._error is None:
+            log.warning("the modules of %s have been read in the end", self._release())
 
     async def _read(self) -> None:
         old, release = self._snapshot, self._release()

@@ -182,7 +182,10 @@ class Guest:
         ident = self._begin(("python", source), {"source": source, "args": {}, "env": {}})
         answered = self._collect(ident, _PATIENCE)
         answer = self._calls.pop(ident).text(Kind.RESULT)
-        return str(json.loads(answer)["result"]) if answered and answer else None
+        if not answered or not answer:
+            return None
+        value = json.loads(answer)
+        return str(value["error"] or value["result"])
 
     def _collect(self, ident: int, timeout: float) -> bool:
         """Take frames until a process has ended; False: not within `timeout` seconds."""
