@@ -87,7 +87,7 @@ def tracefs(tmp_path: Path) -> Tracefs:
 def traced(tracefs: Tracefs) -> Tracing:
     traced = Tracing((str(tracefs.root / "nowhere"), str(tracefs.root)))
     # The first place has to be looked for too.
-    traced.start()
+    traced.take(traced.open())
     assert traced.problem is None
     return traced
 
@@ -126,25 +126,25 @@ def test_stop_leaves_nothing_open(
     tracefs: Tracefs, traced: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    traced.stop()
+    traced.let_go()()
     assert len(os.listdir("/proc/self/fd")) == before - 3
     assert (traced.on, traced.problem) == (False, "stopped")
     assert "cannot remove" in caplog.text  # a made-up instance has files in it
     assert tracefs.set("events/module/module_request/enable").startswith("0")
     assert traced.drain() == []
-    traced.stop()
+    traced.let_go()()
 
 
 def test_no_tracefs(tmp_path: Path) -> None:
     traced = Tracing((str(tmp_path),))
-    traced.start()
+    traced.take(traced.open())
     assert (traced.on, traced.problem) == (False, f"tracefs is not mounted at {tmp_path}")
 
 
 def test_a_kernel_without_the_event(tracefs: Tracefs) -> None:
     (tracefs.root / "events/module").rename(tracefs.root / "events/other")
     traced = Tracing((str(tracefs.root),))
-    traced.start()
+    traced.take(traced.open())
     assert traced.problem == "this kernel does not have the trace event module:module_request"
 
 
@@ -158,7 +158,7 @@ def test_no_right(tracefs: Tracefs, monkeypatch: pytest.MonkeyPatch, number: int
 
     monkeypatch.setattr(instance, "read", refuse)
     traced = Tracing((str(tracefs.root),))
-    traced.start()
+    traced.take(traced.open())
     assert not traced.on
     assert traced.problem is not None
     assert words in traced.problem
@@ -167,7 +167,7 @@ def test_no_right(tracefs: Tracefs, monkeypatch: pytest.MonkeyPatch, number: int
 def test_event_headers_that_are_not_known(tracefs: Tracefs) -> None:
     (tracefs.root / "events/header_event").write_text("type_len : 6 bits\n")
     traced = Tracing((str(tracefs.root),))
-    traced.start()
+    traced.take(traced.open())
     assert traced.problem is not None
     assert "does not know" in traced.problem
 
@@ -182,7 +182,7 @@ def loads(tmp_path: Path) -> Tracefs:
 
 def test_loads_unloads_and_what_inits_return(loads: Tracefs) -> None:
     comings = Comings((str(loads.root),))
-    comings.start()
+    comings.take(comings.open())
     assert comings.problem is None
     for event in LOADS:
         assert loads.set(f"events/{event}/enable") == "1"
@@ -199,7 +199,7 @@ def test_loads_unloads_and_what_inits_return(loads: Tracefs) -> None:
     loads.raw(0, 5000, struct.pack("=HBBi", 360, 0, 0, 77))  # cut off
     assert comings.drain() == []
     assert comings.missed == 1
-    comings.stop()
+    comings.let_go()()
     for event in LOADS:
         assert loads.set(f"events/{event}/enable").startswith("0")
 
@@ -207,6 +207,6 @@ def test_loads_unloads_and_what_inits_return(loads: Tracefs) -> None:
 def test_a_kernel_without_one_of_the_events(loads: Tracefs) -> None:
     (loads.root / "events/initcall").rename(loads.root / "events/other")
     comings = Comings((str(loads.root),))
-    comings.start()
+    comings.take(comings.open())
     assert comings.problem == "this kernel does not have the trace event initcall:initcall_finish"
     assert loads.set("tracing_on") == "0"

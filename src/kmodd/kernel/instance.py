@@ -69,10 +69,6 @@ class Instance(ABC, Generic[T]):
     def __init__(self, roots: tuple[str, ...] = TRACEFS) -> None:
         self._roots = roots
         self._opened = Opened()
-        self._layout: Layout | None = None
-        self._formats: dict[int, tuple[str, EventFormat]] = {}
-        self._epoll: select.epoll | None = None
-        self._files: list[int] = []
         self.problem: str | None = "not started"
         self.missed = 0
         """How many times records were overwritten before they were read, or could not be read."""
@@ -88,14 +84,13 @@ class Instance(ABC, Generic[T]):
     @property
     def on(self) -> bool:
         """Whether anything is recorded."""
-        return self._epoll is not None
-
-    def start(self) -> None:
-        """Make the instance, or take over the one that a dead daemon left, with what it has recorded."""
-        self.take(self.open())
+        return self._opened.epoll is not None
 
     def open(self) -> Opened:
-        """Make the instance in the kernel, or take over what is there; to be handed to `take`."""
+        """Make the instance, or take over the one that a dead daemon left, with what it has recorded.
+
+        Where that cannot be the kernel is as it was. What it returns is for `take`.
+        """
         opened = Opened()
         try:
             problem = problem_with(partial(self._open, opened))
@@ -110,8 +105,6 @@ class Instance(ABC, Generic[T]):
     def take(self, opened: Opened) -> None:
         """Go on with what `open` has returned; where it is on already that is let go of by `let_go` first."""
         self._opened = opened
-        self._layout, self._formats = opened.layout, opened.formats
-        self._epoll, self._files = opened.epoll, opened.files
         self.problem = opened.problem
 
     def _open(self, opened: Opened) -> None:
@@ -153,10 +146,6 @@ class Instance(ABC, Generic[T]):
                 return root
         raise KmoddError(f"tracefs is not mounted at {self._roots[0]}")
 
-    def stop(self) -> None:
-        """Remove the instance."""
-        self.let_go()()
-
     def let_go(self) -> Callable[[], None]:
         """Read it no more; return what removes it from the kernel."""
         opened, problem = self._opened, self.problem
@@ -181,8 +170,8 @@ class Instance(ABC, Generic[T]):
 
     def fileno(self) -> int:
         """Return a descriptor that is readable once there are new records: an epoll(7) of all processors'."""
-        assert self._epoll is not None
-        return self._epoll.fileno()
+        assert self._opened.epoll is not None
+        return self._opened.epoll.fileno()
 
     def drain(self, *, everywhere: bool = False) -> list[T]:
         """Return what has been recorded since the last time, oldest first.
@@ -191,18 +180,18 @@ class Instance(ABC, Generic[T]):
         the announcement comes by an interrupt of its own and may be late by a tick. `everywhere` reads all
         that there is.
         """
-        if self._epoll is None:
+        if self._opened.epoll is None:
             return []
         found: list[T] = []
         if everywhere:
-            for fd in self._files:
+            for fd in self._opened.files:
                 while self._take(fd, found):
                     pass
         else:
-            for fd, events in self._epoll.poll(0, _AT_ONCE):
+            for fd, events in self._opened.epoll.poll(0, _AT_ONCE):
                 if events & select.EPOLLERR:
                     # A processor that has never been there, and would be reported each time.
-                    self._epoll.unregister(fd)
+                    self._opened.epoll.unregister(fd)
                 else:
                     self._take(fd, found)
         if len(found) > 1:
@@ -211,15 +200,15 @@ class Instance(ABC, Generic[T]):
 
     def _take(self, fd: int, found: list[T]) -> bool:
         """Read a sub-buffer of one processor; False where there is none."""
-        assert self._layout is not None
+        assert self._opened.layout is not None
         try:
-            page = os.read(fd, self._layout.size)
+            page = os.read(fd, self._opened.layout.size)
         except OSError:
             return False
         if not page:
             return False
         try:
-            taken = ringbuffer.parse(page, self._layout)
+            taken = ringbuffer.parse(page, self._opened.layout)
         except MalformedBuffer:
             self.missed += 1
             return True
@@ -233,8 +222,8 @@ class Instance(ABC, Generic[T]):
 
     def _record(self, time: int, record: bytes, found: list[T]) -> None:
         # Another event is what somebody has switched on in our instance. The type's place is every event's.
-        first = next(iter(self._formats.values()))[1]
-        known = self._formats.get(first.fields["common_type"].read(record))
+        first = next(iter(self._opened.formats.values()))[1]
+        known = self._opened.formats.get(first.fields["common_type"].read(record))
         if known is not None:
             found.append(self.decode(known[0], known[1], time, record))
 
