@@ -53,6 +53,29 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path, monkeypatch)
 
 
+class Held:
+    """The next reads wait until they may end, as those of a file system that does not answer."""
+
+    def __init__(self, place: Place) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        take = place.take
+
+        def slow(directory: str, *, only_trusted: bool) -> Snapshot:
+            found = take(directory, only_trusted=only_trusted)
+            self.begun.set()
+            self.go.wait()
+            return found
+
+        place.take = slow
+
+    async def let_end(self, installed: Installed) -> None:
+        """Have the read end, and wait until it has."""
+        self.go.set()
+        reading = installed._reading
+        assert reading is not None
+        await reading
+
+
 def held_back(found: Snapshot) -> set[str]:
     return set(found.config.blacklist)
 
@@ -123,22 +146,14 @@ def test_what_a_link_leads_to_may_change_too(place: Place, tmp_path: Path) -> No
 def test_a_request_does_not_share_a_read_that_may_have_missed_a_change(place: Place) -> None:
     async def story(installed: Installed) -> None:
         await installed.current()
-        take, read, go = place.take, threading.Event(), threading.Event()
-
-        def slow(directory: str, *, only_trusted: bool) -> Snapshot:
-            found = take(directory, only_trusted=only_trusted)
-            read.set()
-            go.wait()
-            return found
-
-        place.take = slow
+        held = Held(place)
         place.write("a.conf", "options m a=1\n")
         first = asyncio.ensure_future(installed.current())
-        await asyncio.to_thread(read.wait)
+        await asyncio.to_thread(held.begun.wait)
         place.write("b.conf", "blacklist m\n")
         second = asyncio.ensure_future(installed.current())
         await asyncio.sleep(0)
-        go.set()
+        held.go.set()
         assert held_back(await second) == {"m"}
         await first
 
@@ -214,22 +229,6 @@ def test_what_aliases_say_of_modules(place: Place) -> None:
     run(story)
 
 
-class Held:
-    """The next reads wait until they may end, as those of a file system that does not answer."""
-
-    def __init__(self, place: Place) -> None:
-        self.begun, self.go = threading.Event(), threading.Event()
-        take = place.take
-
-        def slow(directory: str, *, only_trusted: bool) -> Snapshot:
-            found = take(directory, only_trusted=only_trusted)
-            self.begun.set()
-            self.go.wait()
-            return found
-
-        place.take = slow
-
-
 def test_files_that_cannot_be_read_hold_nobody_up_for_ever(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -247,10 +246,7 @@ def test_files_that_cannot_be_read_hold_nobody_up_for_ever(
         assert installed.problem == (
             "the modules of r cannot be read within 0 seconds; what was read before is kept"
         )
-        held.go.set()
-        reading = installed._reading
-        assert reading is not None
-        await reading
+        await held.let_end(installed)
         await asyncio.sleep(0)
         assert installed.problem is None
         assert held_back(await installed.current()) == {"m"}
@@ -272,10 +268,7 @@ def test_the_patience_is_that_with_a_read(place: Place) -> None:
         await asyncio.to_thread(held.begun.wait)
         installed._begun -= PATIENCE  # as if it had been going on for that long
         assert await installed.current() is first
-        held.go.set()
-        reading = installed._reading
-        assert reading is not None
-        await reading
+        await held.let_end(installed)
 
     run(story)
 
@@ -297,10 +290,7 @@ def test_a_read_that_fails_in_the_end_has_not_been_read(
         place.take = fail
         place.write("a.conf", "blacklist m\n")
         assert await installed.current() is first
-        held.go.set()
-        reading = installed._reading
-        assert reading is not None
-        await reading
+        await held.let_end(installed)
         await asyncio.sleep(0)
         assert installed.problem == "modules.dep is cut off; what was read before is kept"
 
