@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from kmodd.kernel import stacks
+
 LONGEST = 12_000
 """Characters that are told at the most."""
 _OF_EACH = 8
@@ -24,7 +26,7 @@ def _tasks(proc: str) -> Iterator[str]:
         if int(pid) == os.getpid():
             continue
         # A task may end while it is looked at.
-        with contextlib.suppress(OSError, IndexError):
+        with contextlib.suppress(OSError, ValueError):
             command = _read(f"{proc}/{pid}/cmdline").replace("\0", " ").strip()
             tids = sorted(os.listdir(f"{proc}/{pid}/task"), key=int)
             for tid in tids[:_OF_EACH]:
@@ -34,10 +36,10 @@ def _tasks(proc: str) -> Iterator[str]:
 
 
 def _task(task: str, pid: str, command: str) -> Iterator[str]:
-    frames = [line.split()[1].partition("+")[0] for line in _read(f"{task}/stack").splitlines()[:_FRAMES]]
+    frames = [function for function, _module in stacks.frames(_read(f"{task}/stack"))[:_FRAMES]]
     if not command and not any("usermodehelper" in frame or "module" in frame for frame in frames):
         return
-    state = _read(f"{task}/stat").rpartition(") ")[2][:1]
+    state, _session = stacks.state_and_session(_read(f"{task}/stat"))
     name = _read(f"{task}/comm").strip()
     # A line each, whatever the name or the command is.
     yield f"{pid}/{os.path.basename(task)} {name!a} {state} {command[:120]!a}: {' < '.join(frames)}"
