@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,16 @@ def test_the_frame_behind_request_module() -> None:
     assert requester.call_site(ASKING.replace("__sock_create", "ask.isra.0")) == "ask"
     assert requester.call_site("\n".join(ASKING.splitlines()[:2])) is None
     assert requester.call_site(ELSEWHERE) is None
+
+
+def test_the_status_of_a_real_task() -> None:
+    found = requester.parse_status(Path("/proc/self/status").read_bytes())
+    assert (found.pid, found.uid, found.gid) == (os.getpid(), os.geteuid(), os.getegid())
+    assert found.comm == Path("/proc/self/comm").read_bytes().removesuffix(b"\n")
+    assert sorted(found.groups) == sorted(os.getgroups())
+    assert (found.state, found.memory) == ("R", True)
+    (effective,) = re.findall(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found.capabilities == int(effective, 16)
 
 
 @given(st.binary(max_size=200))
@@ -433,10 +444,24 @@ def test_a_number_that_has_become_anothers_is_not_who_asked(proc: Proc, join: Jo
     proc.task(94, uid=0)
     join.tracing.new = [join.asked(94, "x")]
     join.who.look_ahead()
+    (proc.root / "94/schedstat").write_text("")  # the kernel lets nobody read it any more
     shutil.rmtree(proc.root / "94")
     proc.task(94, uid=1000)
     (proc.root / "94/schedstat").write_text("1 2 1\n")
     assert join.who.claim(b"x").requester.uid == 1000
+
+
+def test_a_file_of_a_task_that_has_ended_is_not_read_as_anothers() -> None:
+    """Once it is open, that is: it is what a look at a task rests on, tried with this machine's kernel."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        file = os.open(f"/proc/{process.pid}/schedstat", os.O_RDONLY)
+        try:
+            assert len(os.pread(file, 256, 0).split()) == 3
+            process.communicate()
+            with pytest.raises(ProcessLookupError):
+                os.pread(file, 256, 0)
+        finally:
+            os.close(file)
 
 
 def test_one_that_has_not_come_to_wait_yet_is_looked_at_later(proc: Proc, join: Join, looks: Looks) -> None:

@@ -1,7 +1,8 @@
 """Who a task is, as /proc tells it: one that is blocked in request_module() cannot change meanwhile.
 
 Needs what `stacks` needs, and CAP_SYS_PTRACE for exe and the user namespace. A task is looked at through
-its directory in /proc, opened once: should it end and its number go to another task, the reads fail.
+its directory in /proc, opened once: should it end and its number go to another task, the reads fail, those of
+its files that are open already too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ from kmodd.names import printable
 
 _CAPABLE = 1 << 16 | 1 << 21  # CAP_SYS_MODULE, CAP_SYS_ADMIN
 _ESCAPED = re.compile(rb"\\([n\\])")
+# In the order of fs/proc/array.c, with room for other kernels' lines. Behind the first line nothing is of a
+# task's own choosing.
+_STATUS = re.compile(
+    rb"Name:\t(.*)\n(?:Umask:.*\n)?State:\t([A-Za-z]).*\nTgid:\t(\d+)\n(?:.*\n){0,8}?"
+    rb"Uid:\t\d+\t(\d+)\t.*\nGid:\t\d+\t(\d+)\t.*\n(?:.*\n){0,8}?Groups:\t([\d ]*)\n"
+)
+_CAP_EFF = re.compile(rb"^CapEff:\t([0-9a-f]+)\n", re.MULTILINE)
 # One search for what stacks.waiting_for() and frames() would do in several: it is done for each request.
 _ASKING = re.compile(
     r"^\[<[0-9a-f]+>\] call_usermodehelper_exec\+.*\n(?:.*\n)*?"
@@ -54,30 +62,23 @@ def parse_status(raw: bytes) -> Status:
     Raises:
         ValueError: it is not a status file.
     """
-    name, _end, rest = raw.partition(b"\n")
-    name = name.removeprefix(b"Name:\t")
+    begin = _STATUS.match(raw)
+    end = None if begin is None else _CAP_EFF.search(raw, begin.end())
+    if begin is None or end is None:
+        raise ValueError("not a status file")
+    name, state, pid, uid, gid, groups = begin.groups()
     if b"\\" in name:
         name = _ESCAPED.sub(lambda found: b"\n" if found[1] == b"n" else b"\\", name)
-    try:
-        # Each is looked for behind the one before, in the order of fs/proc/array.c.
-        state, at = _value(rest, b"State:\t", 0)
-        pid, at = _value(rest, b"\nTgid:\t", at)
-        uid, at = _value(rest, b"\nUid:\t", at)
-        gid, at = _value(rest, b"\nGid:\t", at)
-        groups, at = _value(rest, b"\nGroups:\t", at)
-        capabilities, end = _value(rest, b"\nCapEff:\t", at)
-        return Status(
-            comm=name,
-            state=state[:1].decode("ascii"),
-            pid=int(pid),
-            uid=int(uid.split()[1]),
-            gid=int(gid.split()[1]),
-            groups=tuple(map(int, groups.split())),
-            memory=rest.find(b"\nVmSize:\t", at, end) >= 0,
-            capabilities=int(capabilities, 16),
-        )
-    except IndexError as err:
-        raise ValueError(f"not a status file: {err}") from err
+    return Status(
+        comm=name,
+        state=state.decode("ascii"),
+        pid=int(pid),
+        uid=int(uid),
+        gid=int(gid),
+        groups=tuple(map(int, groups.split())),
+        memory=raw.find(b"\nVmSize:\t", begin.end() - 1, end.start()) >= 0,
+        capabilities=int(end[1], 16),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +105,6 @@ def parse_stat(raw: bytes) -> Stat:
         )
     except IndexError as err:
         raise ValueError(f"not a stat file: {err}") from err
-
-
-def _value(rest: bytes, key: bytes, at: int) -> tuple[bytes, int]:
-    """Return a value and where it ends; behind the first line nothing is of a task's own choosing."""
-    start = rest.index(key, at) + len(key)
-    end = rest.index(b"\n", start)
-    return rest[start:end], end
 
 
 def call_site(stack: str) -> str | None:
@@ -157,7 +151,7 @@ def _waiting(task: int, tid: int, proc: str, *, check_exe: bool) -> Requester | 
             return None
         status, site = blocked
         kernel_thread = _is_kernel_thread(task, status)
-        doubtful = not check_exe or mounts.of_program(task) not in mounts.of_init(proc)
+        doubtful = not (check_exe and mounts.everybodys(mounts.of_program(task), proc))
         return _facts(
             task, tid, status, proc, kernel_thread=kernel_thread, call_site=site, exe_doubtful=doubtful
         )
@@ -169,23 +163,23 @@ def _waiting(task: int, tid: int, proc: str, *, check_exe: bool) -> Requester | 
 class Look:
     """A look at a task that slept in request_module(), and what tells whether it has run since.
 
-    `task`: its directory in /proc, open. `switches`: how often it had been given a processor before the look.
+    `schedstat`: that file of its, open. `switches`: how often it had been given a processor before the look.
     """
 
     requester: Requester
-    task: int
+    schedstat: int
     switches: int
 
     def holds(self) -> bool:
         """Whether it has not run since the look: then it waits still, and is what it was."""
         try:
-            return _switches(self.task) == self.switches
+            return _switches(self.schedstat) == self.switches
         except (OSError, ValueError):
             return False
 
     def close(self) -> None:
         """Let go of the task; to be called once."""
-        os.close(self.task)
+        os.close(self.schedstat)
 
 
 def look(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Look | None:
@@ -199,27 +193,34 @@ def look(tid: int, proc: str = "/proc", *, check_exe: bool = False) -> Look | No
         task = _open(tid, proc)
     except OSError:
         return None
+    try:
+        schedstat = os.open("schedstat", _FLAGS, dir_fd=task)
+    except OSError:
+        os.close(task)
+        return None
     found = None
     try:
-        switches = _switches(task)
+        switches = _switches(schedstat)
         who = _waiting(task, tid, proc, check_exe=check_exe)
         if who is not None and switches and not stacks.user_mode(proc):
-            found = Look(who, task, switches)
+            found = Look(who, schedstat, switches)
     except (OSError, ValueError):
         pass  # it has ended, or this kernel does not count
     finally:
+        os.close(task)
         if found is None:
-            os.close(task)
+            os.close(schedstat)
     return found
 
 
-def _switches(task: int) -> int:
+def _switches(schedstat: int) -> int:
     """Return how often a task has been given a processor; 0: not counted (CONFIG_SCHED_INFO).
 
     Raises:
+        OSError: it has ended.
         ValueError: the kernel does not say.
     """
-    _running, _waiting, switches = _read(task, "schedstat").split()
+    _running, _waiting, switches = os.pread(schedstat, 256, 0).split()
     return int(switches)
 
 
