@@ -72,6 +72,8 @@ class WhoAsked:
         """Those that were seen to wait, privileged: who waits stays what it is, so one look is enough."""
         self._claimed: set[int] = set()
         self._unknown = 0
+        self._looked_through = 0
+        """When old records were last dropped, which is done once a second where none comes."""
 
     def claim(self, name: bytes) -> Claim:
         """Return who asked for `name`, and take the record away.
@@ -150,12 +152,16 @@ class WhoAsked:
         return NOBODY
 
     def _note(self, new: list[Asked]) -> None:
+        now = self._clock()
+        if not new and now - self._looked_through < _NS:
+            return
+        self._looked_through = now
         for asked in new:
             # A task that asks anew has gone on: what it asked for before has been answered by the fallback.
             self._records = [old for old in self._records if old.tid != asked.tid or not old.wait]
             self._given = [old for old in self._given if old.tid != asked.tid]
             self._records.append(asked)
-        oldest = self._clock() - int(AGE * _NS)
+        oldest = now - int(AGE * _NS)
         self._records = [asked for asked in self._records[-RECORDS:] if asked.time >= oldest]
         self._given = [asked for asked in self._given[-RECORDS:] if asked.time >= oldest]
         self._ahead.keep(self._records)
