@@ -68,9 +68,7 @@ class Bed:
             self._boot(kernel)
         if kernel not in self._prepared:
             self._prepared.add(kernel)
-            missing = self.inside(
-                "control", "prepare", kernel=kernel, policy=str(POLICY), as_installed=not self.quick
-            )
+            missing = self.inside("control", "prepare", kernel=kernel, policy=str(POLICY))
             self.notes = tuple(
                 f"this kmodd has no setting {key}: on and off do not differ in it" for key in missing
             )

@@ -26,7 +26,6 @@ FEATURES: dict[str, dict[str, Any]] = {
 """The settings that a request costs something by. `installed`: as they are by default, and no rules."""
 
 _HOOK = Path("/proc/sys/kernel/modprobe")
-_TRACE_OPTIONS = Path("/sys/kernel/tracing/trace_options")
 _LIMIT = 60.0
 
 
@@ -36,16 +35,12 @@ def status() -> dict[str, Any]:
     return found
 
 
-def prepare(policy: str, *, as_installed: bool) -> list[str]:
+def prepare(policy: str) -> list[str]:
     """Give the guest the module that asks, and the daemon a policy, where it knows of any.
 
-    `as_installed`: tracing notes what tasks are called, as it does unless it is told not to: the lab tells it
-    (kmodd.lab.qemu), but each switch of tasks takes a little longer with it.
     Return the settings in FEATURES that the daemon does not have: an older one may be measured, too.
     """
     now = status()
-    if as_installed and _TRACE_OPTIONS.exists():
-        _TRACE_OPTIONS.write_text("record-cmd")
     inram.of_the_helpers(now["hook"]["helper"])
     if asking.needs_module():
         subprocess.run(["modprobe", "kmodd_ask"], check=True)

@@ -15,7 +15,6 @@ LIMITS: dict[Kernel, tuple[float, float]] = {"qemu": (0.08, 1.6), "uml": (0.06, 
 LIVE = {"qemu": "fs-overlay", "uml": "kmodd-bench-live"}
 """What is live: an alias of the module itself, or what an alias of modprobe.d makes a type of file system."""
 _ALIAS = "alias fs-kmodd-bench-live overlay\n"
-_WARM_UP = 5
 
 
 def run(bed: Bed) -> Measured:
@@ -44,7 +43,6 @@ def _on(bed: Bed, kernel: Kernel) -> list[Ratio]:
                     "nothing": [f"kmodd-none-{who}-{turn}-{n}" for n in range(count)],
                     "live": [LIVE[kernel]] * count,
                 },
-                warm_up=_WARM_UP,
                 by="module" if kernel == "qemu" else "mount",
             )
             for case, samples in found.items():
