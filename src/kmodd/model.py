@@ -48,6 +48,7 @@ class Outcome(enum.Enum):
 class Requester:
     """Who asked. What is not known is None, never guessed.
 
+    `namespaces`: those that are not PID 1's, of the kinds `mnt`, `net`, `pid` and `user`. `cgroup`: the path.
     `groups`: the supplementary ones, for rules; they are not told. `exe_doubtful`: another program may be at
     that path for everybody else, or that has not been looked at.
     """
@@ -62,12 +63,17 @@ class Requester:
     privileged: bool | None = None
     call_site: str | None = None
     kernel_thread: bool | None = None
+    cgroup: str | None = None
+    namespaces: tuple[str, ...] | None = None
     groups: tuple[int, ...] | None = None
     exe_doubtful: bool = field(default=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return the contract's JSON object."""
-        return {name: getattr(self, name) for name in self.__slots__ if name not in _NOT_TOLD}
+        told = {name: getattr(self, name) for name in self.__slots__ if name not in _NOT_TOLD}
+        if self.namespaces is not None:
+            told["namespaces"] = list(self.namespaces)
+        return told
 
 
 _NOT_TOLD = frozenset({"groups", "exe_doubtful"})

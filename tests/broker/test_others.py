@@ -161,6 +161,8 @@ def test_a_load_by_insmod(bench: Bench) -> None:
             "privileged": False,
             "call_site": None,
             "kernel_thread": False,
+            "cgroup": "/",
+            "namespaces": [],
         },
     }
 

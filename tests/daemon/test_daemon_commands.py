@@ -32,6 +32,8 @@ REQUESTER = {
     "privileged",
     "call_site",
     "kernel_thread",
+    "cgroup",
+    "namespaces",
 }
 SETTINGS = {
     "modprobe_path", "modprobe_args", "unload_delay", "load_timeout", "fallback", "journal", "journal_keep", "tracing",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kmodd.lab import Guest, LabOptions
+from kmodd.names import printable
 from support.guests import Call, caller
 
 pytestmark = pytest.mark.real
@@ -49,6 +50,8 @@ def test_an_unprivileged_user_and_root(call: Call) -> None:
         "privileged": False,
         "call_site": "__sock_create",
         "kernel_thread": False,
+        "cgroup": "/",
+        "namespaces": [],
     }
     asked_by = second["requester"]
     assert (asked_by["pid"], asked_by["uid"], asked_by["privileged"]) == (root["pid"], 0, True)
@@ -62,6 +65,7 @@ def test_root_of_a_user_namespace_is_not_privileged(call: Call) -> None:
     who = event["requester"]
     assert (who["pid"], who["uid"], who["privileged"]) == (asker["pid"], 1000, False)
     assert who["call_site"] == "get_fs_type"
+    assert who["namespaces"] == ["mnt", "user"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,12 @@ def test_control_groups(call: Call, cgroup: str, unit: str | None, container: st
     before = call("last_event")
     call("asker_as", kind="socket", what=7, count=1, uid=1000, cgroup=cgroup)
     [event] = call("events_are", count=1, since=before)
-    assert (event["requester"]["unit"], event["requester"]["container"]) == (unit, container)
+    who = event["requester"]
+    assert (who["unit"], who["container"], who["cgroup"]) == (
+        unit,
+        container,
+        f"/{printable(cgroup.encode())}",
+    )
 
 
 def test_names_and_tasks_that_would_forge_a_line(call: Call) -> None:
@@ -122,6 +131,8 @@ def test_a_kernel_thread_is_told_as_such_whether_it_waits_or_not(call: Call, kin
         "privileged": True,
         "call_site": "ask_worker" if kind == "worker" else None,
         "kernel_thread": True,
+        "cgroup": "/" if kind == "worker" else None,
+        "namespaces": [] if kind == "worker" else None,
     }
 
 

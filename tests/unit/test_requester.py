@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from kmodd.kernel import cgroup, requester, stacks
 from kmodd.kernel.tracing import Asked, Tracing
 from kmodd.model import UNKNOWN_REQUESTER, Requester
+from kmodd.names import printable
 from kmodd.sources.whoasked import AGE, NOBODY, RECORDS, WhoAsked
 
 ASKING = """\
@@ -59,6 +61,7 @@ class Proc:
         groups: str = "",
         flags: int = 0x00400000,
         memory: bool = True,
+        pids: str | None = None,
     ) -> None:
         pid = pid or tid
         for directory in (self.root / str(tid), self.root / str(pid) / "task" / str(tid)):
@@ -66,6 +69,7 @@ class Proc:
             (directory / "status").write_text(
                 f"Name:\t{name}\nUmask:\t0022\nState:\t{state} (whatever)\nTgid:\t{pid}\nPid:\t{tid}\n"
                 f"Uid:\t7\t{uid}\t8\t9\nGid:\t7\t{uid}\t8\t9\nFDSize:\t64\nGroups:\t{groups} \n"
+                + (f"NStgid:\t{pids}\n" if pids else "")
                 + ("VmPeak:\t  2692 kB\nVmSize:\t  2692 kB\n" if memory else "")
                 + f"CapInh:\t0\nCapEff:\t{caps}\n"
             )
@@ -87,8 +91,10 @@ class Proc:
 
 
 @pytest.fixture
-def proc(tmp_path: Path) -> Proc:
-    return Proc(tmp_path)
+def proc(tmp_path: Path) -> Iterator[Proc]:
+    requester.forget()
+    yield Proc(tmp_path)
+    requester.forget()
 
 
 def test_all_that_is_known(proc: Proc) -> None:
@@ -108,6 +114,8 @@ def test_all_that_is_known(proc: Proc) -> None:
         privileged=False,
         call_site="__sock_create",
         kernel_thread=False,
+        cgroup="/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope",
+        namespaces=(),
         groups=(4, 24, 1000),
     )
 
@@ -168,10 +176,45 @@ def test_privileged(proc: Proc, caps: str, namespace: str, privileged: bool) -> 
 
 def test_privileged_is_not_guessed(proc: Proc) -> None:
     proc.task(40, caps=BOTH)
-    os.unlink(proc.root / "1/ns/user")
+    os.unlink(proc.root / "40/ns/user")
     who = proc.who(40)
     assert who is not None
-    assert who.privileged is None
+    assert (who.privileged, who.namespaces) == (None, None)
+
+
+def test_pid_1s_namespaces_are_not_guessed(proc: Proc) -> None:
+    proc.task(41, caps=BOTH)
+    shutil.rmtree(proc.root / "1")
+    who = proc.who(41)
+    assert who is not None
+    assert (who.privileged, who.namespaces) == (None, None)
+
+
+def test_a_kernel_without_user_namespaces_has_one(proc: Proc) -> None:
+    os.unlink(proc.root / "1/ns/user")
+    proc.task(40, caps=BOTH)
+    os.unlink(proc.root / "40/ns/user")
+    who = proc.who(40)
+    assert who is not None
+    assert (who.privileged, who.namespaces) == (True, ())
+
+
+def test_namespaces_that_are_not_pid_1s(proc: Proc) -> None:
+    (proc.root / "1/ns/net").symlink_to("net:[1]")
+    proc.task(42, namespace=OTHER_NS, pids="42\t7")
+    net = proc.root / "42/ns/net"
+    for target, namespaces in (("net:[1]", ("pid", "user")), ("net:[2]", ("net", "pid", "user"))):
+        net.unlink(missing_ok=True)
+        net.symlink_to(target)
+        who = proc.who(42)
+        assert who is not None
+        assert who.namespaces == namespaces
+        assert who.as_json()["namespaces"] == list(namespaces)
+    proc.task(43, pids="43")
+    (proc.root / "43/ns/net").symlink_to("net:[1]")
+    who = proc.who(43)
+    assert who is not None
+    assert who.namespaces == ()
 
 
 def test_a_kernel_thread(proc: Proc) -> None:
@@ -276,14 +319,18 @@ def test_garbage_is_no_status(raw: bytes) -> None:
     ],
 )
 def test_control_groups(path: str, unit: str | None, container: str | None) -> None:
-    assert cgroup.belongs_to(f"0::{path}\n".encode()) == (unit, container)
+    found = cgroup.belongs_to(f"0::{path}\n".encode())
+    assert (found.unit, found.container) == (unit, container)
+    assert found.path == printable(path.encode())
 
 
 def test_control_groups_of_version_1() -> None:
     hybrid = b"12:pids:/x\n1:name=systemd:/system.slice/ssh.service\n0::/\n"
-    assert cgroup.belongs_to(hybrid) == ("ssh.service", None)
-    assert cgroup.belongs_to(hybrid.replace(b"0::/\n", b"0::/system.slice/a:b.service\n"))[0] == "a:b.service"
-    assert cgroup.belongs_to(b"") == (None, None)
+    assert cgroup.belongs_to(hybrid) == ("/system.slice/ssh.service", "ssh.service", None)
+    assert (
+        cgroup.belongs_to(hybrid.replace(b"0::/\n", b"0::/system.slice/a:b.service\n")).unit == "a:b.service"
+    )
+    assert cgroup.belongs_to(b"") == (None, None, None)
 
 
 def test_all_who_ask(proc: Proc) -> None:
@@ -406,6 +453,7 @@ def test_where_the_kernel_does_not_count_it_is_looked_at_anew(
     before = len(os.listdir("/proc/self/fd"))
     join.tracing.new = [join.asked(97, "x")]
     join.who.look_ahead()
+    requester.forget()
     assert len(os.listdir("/proc/self/fd")) == before
     assert join.pid("x") == 97
     assert looks.tids == [97]
@@ -444,7 +492,8 @@ def test_a_number_that_has_become_anothers_is_not_who_asked(proc: Proc, join: Jo
     proc.task(94, uid=0)
     join.tracing.new = [join.asked(94, "x")]
     join.who.look_ahead()
-    (proc.root / "94/schedstat").write_text("")  # the kernel lets nobody read it any more
+    for name in ("schedstat", "status"):
+        (proc.root / "94" / name).write_text("")  # the kernel lets nobody read them any more
     shutil.rmtree(proc.root / "94")
     proc.task(94, uid=1000)
     (proc.root / "94/schedstat").write_text("1 2 1\n")
@@ -509,11 +558,38 @@ def test_looks_leave_no_open_files(proc: Proc, join: Join) -> None:
         proc.task(tid)
     join.tracing.new = [join.asked(tid, f"n{tid}") for tid in range(200, 300)]
     join.who.look_ahead()
-    assert len(os.listdir("/proc/self/fd")) == before + 64, "as many as there can be"
+    files = len({"/", "status", "wchan", "stack", "cgroup"})
+    most = before + 64 + requester.RECENT * files
+    assert len(os.listdir("/proc/self/fd")) == most, "as many as there can be"
+    requester.forget()
+    assert len(os.listdir("/proc/self/fd")) == before + 64
     assert [join.pid(f"n{tid}") for tid in range(200, 260)] == list(range(200, 260))
     assert len(os.listdir("/proc/self/fd")) == before + 4
     join.who.forget()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_task_that_is_looked_at_again_is_read_anew(proc: Proc, join: Join) -> None:
+    """From files that are open already, which show it as it is now."""
+    for uid, group in ((1000, "a.service"), (1001, "b.service"), (0, "c.service")):
+        proc.task(110, uid=uid, cgroup=f"0::/{group}\n")
+        join.tracing.new = [join.asked(110, "x")]
+        join.who.look_ahead()
+        who = join.who.claim(b"x").requester
+        assert (who.uid, who.unit) == (uid, group)
+
+
+def test_one_of_many_that_were_looked_at_still_tells_whether_it_has_run(
+    proc: Proc, join: Join, looks: Looks
+) -> None:
+    tids = range(300, 310)
+    for tid in tids:
+        proc.task(tid, uid=0)
+    join.tracing.new = [join.asked(tid, f"n{tid}") for tid in tids]
+    join.who.look_ahead()
+    proc.task(300, uid=1000)
+    assert [join.who.claim(f"n{tid}".encode()).requester.uid for tid in tids] == [1000, *[0] * 9]
+    assert looks.tids == [300]
 
 
 def test_a_record_that_comes_late_is_found(proc: Proc, join: Join) -> None:
@@ -654,6 +730,8 @@ def test_a_peer(proc: Proc) -> None:
         container=ID,
         privileged=True,
         kernel_thread=False,
+        cgroup=f"/system.slice/docker-{ID}.scope",
+        namespaces=(),
     )
     proc.task(121, uid=0, caps=PLAIN, state="S")
     assert requester.peer(121, 0, root).privileged is False

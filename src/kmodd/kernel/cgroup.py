@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import NamedTuple
 
 from kmodd.names import printable
 
@@ -23,8 +24,16 @@ _BELOW_THESE = frozenset({"docker", "kubepods", "kubepods.slice", "libpod_parent
 _NAMED_BELOW = frozenset({"lxc", "lxc.payload"})
 
 
-def belongs_to(raw: bytes) -> tuple[str | None, str | None]:
-    """Return the unit and the container of a task's cgroup file (proc(5)); None for what it is not in.
+class Group(NamedTuple):
+    """A task's control group: its path, and the unit and the container that this is in; None for none."""
+
+    path: str | None = None
+    unit: str | None = None
+    container: str | None = None
+
+
+def belongs_to(raw: bytes) -> Group:
+    """Return the control group that a task's cgroup file names (proc(5)).
 
     Version 2's hierarchy counts; where that is not in use, systemd's own of version 1.
     """
@@ -39,11 +48,11 @@ def belongs_to(raw: bytes) -> tuple[str | None, str | None]:
     path = paths.get(b"", b"/")
     if path in {b"/", b""}:
         path = paths.get(b"name=systemd", path)
-    return of_path(path)
+    return of_path(path) if paths else Group()
 
 
 @functools.lru_cache(maxsize=256)
-def of_path(path: bytes) -> tuple[str | None, str | None]:
+def of_path(path: bytes) -> Group:
     """Return the unit and the container of a control group's path.
 
     Containers of Docker, Podman, containerd and CRI-O are told by their id, 64 hexadecimal digits; those of
@@ -57,7 +66,7 @@ def of_path(path: bytes) -> tuple[str | None, str | None]:
         container = _container(part, parts[:index])
         if container is not None:
             break
-    return unit, container
+    return Group(printable(path), unit, container)
 
 
 def _container(part: str, above: list[str]) -> str | None:

@@ -13,6 +13,8 @@ from kmodd.policy.parse import quoted
 from kmodd.policy.rules import Facts, Mode, Rule, Wanted
 
 _NAMES_SHOWN = 6
+_NO_RULES = frozenset({"cgroup", "namespaces"})
+"""What is told of a requester that no rule asks for."""
 _GOT = frozenset(outcome.value for outcome in (Outcome.LOADED, Outcome.ALREADY_LIVE, Outcome.BUILT_IN))
 
 
@@ -171,7 +173,7 @@ def observed(event: dict[str, object], wanted: Wanted | None) -> Observed:
     """Return a `request` event of the journal, as its JSON is, as something to learn from."""
     requester = event.get("requester")
     told = requester if isinstance(requester, dict) else {}
-    known: dict[str, Any] = {key: told.get(key) for key in Requester().as_json()}
+    known: dict[str, Any] = {key: told.get(key) for key in Requester().as_json() if key not in _NO_RULES}
     return Observed(
         str(event["time"]),
         Facts(str(event["name"]), Source(event["source"]), Requester(**known)),

@@ -1,8 +1,8 @@
 """Who asked, found out while the kernel still starts the helper: with a second processor that costs no time.
 
 A task that waits for its helper does not change, so an earlier look is as good as one when the helper has
-come, if the task has not run in between. Its directory in /proc stays open: its number cannot become that of
-another task.
+come, if the task has not run in between. What tells that stays open: its number cannot become that of another
+task.
 """
 
 from __future__ import annotations
@@ -45,12 +45,10 @@ class Ahead:
 
     def forget(self, asked: Asked) -> None:
         """Forget the look at the task of a record, where there is one."""
-        look, _checked = self._looks.pop(asked, (None, False))
-        if look is not None:
-            look.close()
+        self._looks.pop(asked, None)
 
     def keep(self, records: Collection[Asked]) -> None:
         """Forget all but the looks at these."""
         if self._looks:
             for asked in self._looks.keys() - set(records):
-                self.forget(asked)
+                del self._looks[asked]

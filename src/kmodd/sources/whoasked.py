@@ -118,6 +118,7 @@ class WhoAsked:
         self._records, self._given = [], []
         self._privileged.clear()
         self._ahead.keep(())
+        requester.forget()
 
     def _look(self, asked: Asked) -> Requester | None:
         check_exe = self._check_exe()
