@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.cli import policycommand, policydenial
+from kmodd.cli import policycommand, policydenial, resolve
 from kmodd.cli.policydenial import Meaning, few, meaning, obstacle
 from kmodd.errors import Unreachable
 from kmodd.policy import files
@@ -34,7 +34,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
     (tree / "modules.alias").write_text("alias net-pf-98 foo\nalias net-pf-99 bar_base\nalias both foo\n")
     (tree / "modules.builtin").write_text("kernel/inside.ko\n")
     config = Config()
-    monkeypatch.setattr(policydenial, "sources", lambda _release, _tree: (Index(str(tree)), config, ()))
+    monkeypatch.setattr(resolve, "sources", lambda _release, _tree: (Index(str(tree)), config, ()))
     return config
 
 
@@ -80,7 +80,7 @@ def test_a_glob_is_of_modules_and_else_of_aliases(
 
 
 def test_nobody_can_say_where_no_tree_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(policydenial, "sources", lambda *_where: Index(str(tmp_path / "none")))
+    monkeypatch.setattr(resolve, "sources", lambda *_where: Index(str(tmp_path / "none")))
     assert meaning("foo") == Meaning("foo", None)
     assert meaning("f*").modules is None
 

@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kmodd.cli.policy import ask
-from kmodd.cli.resolve import sources
 from kmodd.errors import KmoddError, NotFound, Unreachable
 from kmodd.names import normalise, printable
 from kmodd.policy import files
 from kmodd.policy import groups as shipped
 from kmodd.policy.patterns import Globs, plain
 from kmodd.policy.rules import REQUEST, Action, Mode, Rule
-from kmodd.tree.index import Index
-from kmodd.tree.plan import Verdict
-from kmodd.tree.plan import resolve as make_plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kmodd.tree.index import Index
 
 _WHO: tuple[dict[str, Any], ...] = ({"uid": 65534, "gid": 65534, "groups": []}, {"uid": 0, "gid": 0})
 """Whom the daemon is asked about: somebody with no rights at all, and root."""
@@ -72,9 +72,7 @@ def meaning(word: str) -> Meaning:
     if targets is None:
         return Meaning(word, None)
     modules = tuple(str(target["module"]) for target in targets)
-    built_in = tuple(
-        str(target["module"]) for target in targets if target["verdict"] == Verdict.BUILT_IN.value
-    )
+    built_in = tuple(str(target["module"]) for target in targets if target["verdict"] == "built-in")
     if not modules or plain(word) in map(plain, modules):
         return Meaning(word, modules, built_in=built_in)
     # An alias of modprobe.d may have the name of a module: that is asked for by what needs it all the same.
@@ -98,6 +96,9 @@ def _of_many(word: str, globs: Globs) -> Meaning:
     return Meaning(word, modules + built_in, built_in=built_in, globs=globs)
 
 
+# Imports in these: with a daemon a module's name needs none of it, and a denial is in a hurry.
+
+
 def _targets(word: str) -> list[dict[str, Any]] | None:
     """Return the modules that a name stands for, as `kmodd resolve` has them; None where nobody can say."""
     try:
@@ -105,22 +106,29 @@ def _targets(word: str) -> list[dict[str, Any]] | None:
     except NotFound:
         return []
     except Unreachable:
+        from kmodd.cli import resolve  # noqa: PLC0415 - as above
+        from kmodd.tree import plan  # noqa: PLC0415 - as above
+
         try:
-            return [target.as_json() for target in make_plan(*sources(None, None), word).targets]
+            found = plan.resolve(*resolve.sources(None, None), word)
         except KmoddError:
             return None
+        return [target.as_json() for target in found.targets]
     except KmoddError:
         return None
 
 
 def _index() -> Index | None:
     """Return what is installed for the daemon's kernel; None where that is a simulated one, or unknown."""
+    from kmodd.cli import resolve  # noqa: PLC0415 - as above
+    from kmodd.tree.index import Index  # noqa: PLC0415 - as above
+
     try:
         tree = ask("GetStatus", "status")["tree"]
         return None if tree is None or tree["directory"] is None else Index(tree["directory"])
     except Unreachable:
         try:
-            return sources(None, None)[0]
+            return resolve.sources(None, None)[0]
         except KmoddError:
             return None
     except KmoddError:
