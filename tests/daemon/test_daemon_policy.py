@@ -491,8 +491,40 @@ def test_deny_tells_what_is_live_and_unloads_it(daemon: Daemon) -> None:
     assert "top is in the kernel already: --unload unloads it" in done.stderr
     done = daemon.kmodd("policy", "deny", "top", "stuck", "--unload")
     assert done.stdout.splitlines() == ["top: denied", "top: unloaded", "stuck: denied"]
-    assert "cannot unload stuck" in done.stderr
+    assert "kmodd: stuck stays denied, but is still in the kernel: cannot unload stuck" in done.stderr
+    assert done.returncode == 1
     assert daemon.live() == ["dep", "stuck"]
+    assert daemon.kmodd("request", "stuck").returncode == 4
+    done = daemon.kmodd("policy", "deny", "stuck", "dep", "--unload")
+    assert done.returncode == 1, "the first failure's, though the last one went"
+    assert daemon.live() == ["stuck"]
+
+
+def test_what_needs_others_is_unloaded_before_them(daemon: Daemon) -> None:
+    assert daemon.kmodd("request", "top", "plain").returncode == 0
+    done = daemon.kmodd("policy", "deny", "[dt]?p", "--unload")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["[dt]?p: denied", "top: unloaded", "dep: unloaded"]
+    assert daemon.live() == ["plain"]
+    done = daemon.kmodd("policy", "deny", "dep", "--unload")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dep: denied\n", ""), (
+        "there is nothing to unload"
+    )
+
+
+def test_what_is_built_in_stays_there(daemon: Daemon) -> None:
+    done = daemon.kmodd("policy", "deny", "built")
+    assert (done.returncode, done.stdout) == (0, "built: denied\n")
+    assert done.stderr.startswith("kmodd: built: part of the kernel image")
+    assert daemon.kmodd("policy", "deny", "built", "--unload").returncode == 1
+
+
+def test_an_unloading_is_not_called_a_denial(daemon: Daemon) -> None:
+    assert daemon.kmodd("request", "plain", "stuck").returncode == 0
+    assert daemon.kmodd("policy", "mode", "audit").returncode == 0
+    done = daemon.kmodd("policy", "deny", "plain", "stuck", "--unload")
+    assert (done.returncode, done.stdout) == (1, "plain: unloaded\n")
+    assert "kmodd: stuck is still in the kernel: cannot unload stuck" in done.stderr
 
 
 def test_a_denial_stops_requests_in_flight(make: Callable[..., Daemon]) -> None:

@@ -57,8 +57,8 @@ def _deny(arguments: Namespace, word: str, until: date | datetime | None) -> int
                 f"{word} is an alias of {also}: requests by other names are not denied; "
                 "`kmodd policy deny MODULE` denies a module by all of its names"
             )
-    _tell_of(meant, unload=arguments.unload)
-    return status
+    stays = _tell_of(meant, unload=arguments.unload, denied=why is None)
+    return status or stays
 
 
 def allow(arguments: Namespace) -> int:
@@ -221,15 +221,16 @@ def write(path: str, text: str) -> None:
         raise KmoddError(f"cannot write {path}: {err.strerror}{more}") from err
 
 
-def _tell_of(meant: Meaning, *, unload: bool) -> None:
-    """Say what a denial does not reach: what is in the kernel already."""
+def _tell_of(meant: Meaning, *, unload: bool, denied: bool) -> int:
+    """Say what a denial does not reach: what is in the kernel already. Return 1 where that was to go."""
     globs = meant.globs if meant.globs is not None and not meant.by_name else None
     names = {plain(name) for name in meant.modules or (meant.word,)}
-    try:
-        live = [module["name"] for module in ask("ListModules", "modules")]
-    except Unreachable:
-        return
-    for name in live:
+    if meant.built_in:
+        _say(f"{few(meant.built_in)}: part of the kernel image, where no denial and no unloading reaches it")
+    status = 1 if meant.built_in and unload else 0
+    # What came last goes first: it may need what came before.
+    for module in reversed(ask("ListModules", "modules")):
+        name = module["name"]
         if not (globs.matches(plain(name)) if globs is not None else plain(name) in names):
             continue
         if not unload:
@@ -239,4 +240,9 @@ def _tell_of(meant: Meaning, *, unload: bool) -> None:
             Connection().call("RemoveModule", name=name)
             print(f"{name}: unloaded")
         except Reply as reply:
-            _say(str(reply.as_error()))
+            err = reply.as_error()
+            if isinstance(err, NotFound):
+                continue  # it went meanwhile, with another one or by another hand
+            status = 1
+            _say(f"{name} {'stays denied, but is' if denied else 'is'} still in the kernel: {err}")
+    return status
