@@ -333,6 +333,28 @@ def test_sighup_reads_the_policy_again(make: Callable[..., Daemon]) -> None:
     assert [event["action"] for event in daemon.events(event="policy")] == ["reload"]
 
 
+def test_lint_knows_what_is_installed(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(
+        daemon,
+        "30-x.toml",
+        '[[rule]]\nmodule = "foo"\naction = "deny"\n[[rule]]\nmodule = "fo"\naction = "deny"\n',
+    )
+    lint = ("policy", "lint", "--root", str(daemon.root))
+    assert "nothing wrong" in daemon.kmodd(*lint).stdout, "without a tree nothing is told"
+    tree = daemon.root / "lib/modules/6.1.0"
+    tree.mkdir(parents=True)
+    assert "nothing wrong" in daemon.kmodd(*lint).stdout, "in an empty one, too"
+    (tree / "modules.dep").write_text("kernel/foo.ko:\n")
+    done = daemon.kmodd(*lint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "30-x.toml:4: warning: no module is installed that is like 'fo': an alias is denied or allowed by name\n"
+    )
+    (tree.parent / "6.2.0").mkdir()
+    assert "nothing wrong" in daemon.kmodd(*lint).stdout, "nobody can say which"
+
+
 # By command
 
 
