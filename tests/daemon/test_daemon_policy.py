@@ -333,6 +333,28 @@ def test_sighup_reads_the_policy_again(make: Callable[..., Daemon]) -> None:
     assert [event["action"] for event in daemon.events(event="policy")] == ["reload"]
 
 
+def test_lint_knows_what_is_installed(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(
+        daemon,
+        "30-x.toml",
+        '[[rule]]\nmodule = "foo"\naction = "deny"\n[[rule]]\nmodule = "fo"\naction = "deny"\n',
+    )
+    lint = ("policy", "lint", "--root", str(daemon.root))
+    assert "nothing wrong" in daemon.kmodd(*lint).stdout, "without a tree nothing is told"
+    tree = daemon.root / "lib/modules/6.1.0"
+    tree.mkdir(parents=True)
+    assert "nothing wrong" in daemon.kmodd(*lint).stdout, "in an empty one, too"
+    (tree / "modules.dep").write_text("kernel/foo.ko:\n")
+    done = daemon.kmodd(*lint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "30-x.toml:4: warning: no module is installed that is like 'fo': an alias is denied or allowed by name\n"
+    )
+    (tree.parent / "6.2.0").mkdir()
+    assert "nothing wrong" in daemon.kmodd(*lint).stdout, "nobody can say which"
+
+
 # By command
 
 
@@ -356,14 +378,175 @@ def test_deny_and_forget(make: Callable[..., Daemon]) -> None:
     assert daemon.kmodd("policy", "deny", "a b").returncode == 2
 
 
+def test_a_denial_that_is_over_already_is_refused(daemon: Daemon) -> None:
+    yesterday = (datetime.now(UTC) - timedelta(days=2)).date()
+    for until in (str(yesterday), f"{yesterday}T10:00", "2020-01-01T00:00:00+00:00"):
+        for action in ("deny", "allow"):
+            done = daemon.kmodd("policy", action, "dep", "--until", until)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert f"--until {until!r} is over already" in done.stderr
+    assert not (daemon.root / "etc/kmodd/policy.d").exists()
+    assert (
+        daemon.kmodd("policy", "deny", "dep", "--until", str(datetime.now().astimezone().date())).returncode
+        == 0
+    )
+    assert daemon.kmodd("request", "top").returncode == 4
+
+
+def test_an_alias_is_denied_by_its_name(daemon: Daemon) -> None:
+    done = daemon.kmodd("policy", "deny", "alias_top", "--reason", "CVE-2026-4")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing installed has the name alias_top" in done.stderr
+    done = daemon.kmodd("policy", "deny", "alias-top", "--reason", "CVE-2026-3")
+    assert (done.returncode, done.stdout) == (0, "alias-top: denied\n")
+    assert "alias-top is an alias of top: requests by other names are not denied" in done.stderr
+    with daemon.helper(b"alias-top") as helper:
+        assert helper.packets() == [b"s\x01"]
+    assert "CVE-2026-3" in daemon.kmodd("request", "alias-top").stderr
+    assert daemon.live() == []
+    assert daemon.kmodd("request", "top").returncode == 0
+    assert "top is in the kernel already" in daemon.kmodd("policy", "deny", "alias-top").stderr
+    assert daemon.kmodd("policy", "forget", "alias-top").returncode == 0
+    assert daemon.kmodd("request", "alias-top").returncode == 0
+    assert daemon.kmodd("policy", "allow", "alias-top").returncode == 0
+    assert check(daemon, "alias-top")["decision"]["rule"] == "00-commands.toml:3"
+
+
+def test_a_module_that_is_not_installed_is_denied_once_it_is(daemon: Daemon) -> None:
+    done = daemon.kmodd("policy", "deny", "absent")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing installed has the name absent: the rule in" in done.stderr
+    assert 'module = "absent"' in (daemon.root / "etc/kmodd/policy.d/00-commands.toml").read_text()
+    done = daemon.kmodd("policy", "deny", "@filesystems")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "@filesystems: denied\n", "")
+
+
+@pytest.mark.parametrize("mode", ["audit", "off"])
+def test_nothing_is_called_denied_where_the_policy_only_tells(daemon: Daemon, mode: str) -> None:
+    assert daemon.kmodd("policy", "mode", mode).returncode == 0
+    done = daemon.kmodd("policy", "deny", "dep", "alias-top", "absent")
+    assert (done.returncode, done.stdout) == (1, "")
+    for word, line in zip(("dep", "alias-top", "absent"), done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"kmodd: the rule for {word} is in ")
+        assert f"does not deny it: the policy's mode is {mode}; `kmodd policy mode enforce`" in line
+    assert daemon.kmodd("policy", "mode", "enforce").returncode == 0
+    assert daemon.kmodd("request", "top").returncode == 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "word", "stands"),
+    [
+        ('module = "dep"', "dep", False),
+        ('module = "d*"\nuid = 1000', "dep", False),
+        ('module = "d*"\nuid = 1000', "d*", False),
+        ('module = "dep"\nuid = 1000', "d?p", False),
+        ("uid = 1000", "dep", False),
+        ("uid = 1000", "@filesystems", False),
+        ('module = "xfs"\nuid = 1000', "@filesystems", False),
+        ('name = "top"', "dep", False),
+        ('name = "to*"', "dep", False),
+        ('name = "alias_top"', "alias-top", False),
+        ('module = "top"\nexe = "/bin/x"', "alias-top", False),
+        ('name = "plain"', "dep", True),
+        ('name = "plain"', "alias-top", True),
+        ('module = "top"', "dep", True),
+        ('module = "plain"', "alias-top", True),
+        ('module = "plain"', "@filesystems", True),
+        ('module = "dep"\nmode = "audit"', "dep", True),
+        ('module = "dep"\noperation = "remove"', "dep", True),
+        ('module = "dep"\nuntil = 2020-01-01', "dep", True),
+    ],
+)
+def test_a_rule_that_comes_before_a_denial_is_told(
+    make: Callable[..., Daemon], rule: str, word: str, stands: bool
+) -> None:
+    daemon = make()
+    write(daemon, "00-a.toml", f'[[rule]]\naction = "deny"\nuid = 3\n[[rule]]\n{rule}\naction = "allow"\n')
+    daemon.start()
+    done = daemon.kmodd("policy", "deny", word)
+    if stands:
+        assert (done.returncode, done.stdout) == (0, f"{word}: denied\n")
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "does not deny it: 00-a.toml:4 comes first and may allow it" in done.stderr
+
+
+def test_no_file_masks_commands_that_a_boot_ends(daemon: Daemon) -> None:
+    assert daemon.kmodd("policy", "deny", "plain").returncode == 0
+    done = daemon.kmodd("policy", "deny", "dep", "--runtime")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dep: denied\n", "")
+    assert [daemon.kmodd("request", name).returncode for name in ("plain", "top")] == [4, 4]
+    written = daemon.root / "run/kmodd/policy.d/00-commands-runtime.toml"
+    assert "dep" in written.read_text()
+    assert daemon.kmodd("policy", "forget", "dep", "--runtime").returncode == 0
+    assert not written.exists()
+    assert daemon.kmodd("request", "top").returncode == 0
+    # Where somebody masks that one, too, it is told.
+    write(daemon, written.name, "")
+    done = daemon.kmodd("policy", "deny", "dep", "--runtime")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not deny it: 00-commands-runtime.toml is not in force" in done.stderr
+
+
+def test_a_denial_overrules_an_allowance_until_the_next_boot(daemon: Daemon) -> None:
+    assert daemon.kmodd("policy", "allow", "dep", "plain", "--runtime").returncode == 0
+    written = daemon.root / "run/kmodd/policy.d/00-commands-runtime.toml"
+    before = written.read_text()
+    write(daemon, "99-broken.toml", "x = 1\n")
+    assert daemon.kmodd("policy", "deny", "dep").returncode == 1
+    assert written.read_text() == before, "what the daemon has not taken is taken back"
+    write(daemon, "99-broken.toml", "")
+    done = daemon.kmodd("policy", "deny", "dep")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dep: denied\n", "")
+    assert daemon.kmodd("request", "top").returncode == 4
+    assert 'module = "plain"' in written.read_text()
+    assert daemon.kmodd("policy", "allow", "dep", "--runtime").returncode == 0
+    assert daemon.kmodd("request", "top").returncode == 0
+    done = daemon.kmodd("policy", "deny", "d*")
+    assert "00-commands-runtime.toml:3 comes first and may allow it" in done.stderr
+    assert done.returncode == 1
+
+
 def test_deny_tells_what_is_live_and_unloads_it(daemon: Daemon) -> None:
     assert daemon.kmodd("request", "top", "stuck").returncode == 0
     done = daemon.kmodd("policy", "deny", "top", "--runtime")
     assert "top is in the kernel already: --unload unloads it" in done.stderr
     done = daemon.kmodd("policy", "deny", "top", "stuck", "--unload")
     assert done.stdout.splitlines() == ["top: denied", "top: unloaded", "stuck: denied"]
-    assert "cannot unload stuck" in done.stderr
+    assert "kmodd: stuck stays denied, but is still in the kernel: cannot unload stuck" in done.stderr
+    assert done.returncode == 1
     assert daemon.live() == ["dep", "stuck"]
+    assert daemon.kmodd("request", "stuck").returncode == 4
+    done = daemon.kmodd("policy", "deny", "stuck", "dep", "--unload")
+    assert done.returncode == 1, "the first failure's, though the last one went"
+    assert daemon.live() == ["stuck"]
+
+
+def test_what_needs_others_is_unloaded_before_them(daemon: Daemon) -> None:
+    assert daemon.kmodd("request", "top", "plain").returncode == 0
+    done = daemon.kmodd("policy", "deny", "[dt]?p", "--unload")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["[dt]?p: denied", "top: unloaded", "dep: unloaded"]
+    assert daemon.live() == ["plain"]
+    done = daemon.kmodd("policy", "deny", "dep", "--unload")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dep: denied\n", ""), (
+        "there is nothing to unload"
+    )
+
+
+def test_what_is_built_in_stays_there(daemon: Daemon) -> None:
+    done = daemon.kmodd("policy", "deny", "built")
+    assert (done.returncode, done.stdout) == (0, "built: denied\n")
+    assert done.stderr.startswith("kmodd: built: part of the kernel image")
+    assert daemon.kmodd("policy", "deny", "built", "--unload").returncode == 1
+
+
+def test_an_unloading_is_not_called_a_denial(daemon: Daemon) -> None:
+    assert daemon.kmodd("request", "plain", "stuck").returncode == 0
+    assert daemon.kmodd("policy", "mode", "audit").returncode == 0
+    done = daemon.kmodd("policy", "deny", "plain", "stuck", "--unload")
+    assert (done.returncode, done.stdout) == (1, "plain: unloaded\n")
+    assert "kmodd: stuck is still in the kernel: cannot unload stuck" in done.stderr
 
 
 def test_a_denial_stops_requests_in_flight(make: Callable[..., Daemon]) -> None:

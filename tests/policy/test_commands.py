@@ -29,7 +29,9 @@ until = st.one_of(
     st.datetimes(datetime(1970, 1, 3), datetime(9000, 1, 1)),  # noqa: DTZ001
     st.datetimes(datetime(1970, 1, 3), datetime(9000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
 )
-items = st.builds(Command, names, st.sampled_from(Action), st.one_of(st.none(), printable), until)
+items = st.builds(
+    Command, names, st.sampled_from(Action), st.one_of(st.none(), printable), until, st.booleans()
+)
 
 
 @given(st.lists(items, max_size=4))
@@ -41,8 +43,10 @@ def test_what_is_written_comes_back(given_items: list[Command]) -> None:
     assert [rule.until is None for rule in found.rules] == [c.until is None for c in given_items]
     assert not found.doubts
     for rule, command in zip(found.rules, given_items, strict=True):
-        assert rule.module is not None
-        assert rule.module.patterns == (command.module,)
+        given_globs, other = (rule.name, rule.module) if command.by_name else (rule.module, rule.name)
+        assert given_globs is not None
+        assert given_globs.patterns == (command.module,)
+        assert other is None
 
 
 @given(names)
@@ -76,9 +80,18 @@ def test_the_newest_command_comes_first_and_takes_the_place_of_an_older_one() ->
 def test_a_command_for_a_module_is_one_however_it_is_spelled() -> None:
     had = [Command("snd-seq", DENY), Command("x_*", DENY)]
     assert changed(had, Command("snd_seq", ALLOW)) == [Command("snd_seq", ALLOW), Command("x_*", DENY)]
-    assert changed(had, None, "snd_seq") == [Command("x_*", DENY)]
-    assert changed(had, None, "x-*") == [Command("snd-seq", DENY)]
-    assert changed(had, None, "x-y") == had
+    assert changed(had, forget="snd_seq") == [Command("x_*", DENY)]
+    assert changed(had, forget="x-*") == [Command("snd-seq", DENY)]
+    assert changed(had, forget="x-y") == had
+
+
+def test_a_name_and_a_module_are_denied_and_forgotten_together() -> None:
+    both = [Command("a-b", DENY, by_name=True), Command("a-b", DENY)]
+    had = changed([Command("a_b", ALLOW), Command("c", DENY)], *both)
+    assert had == [*both, Command("c", DENY)]
+    assert not allowed(as_text(had), asks("a_b"), wants({"other": []}))
+    assert not allowed(as_text(had), asks("x"), wants({"x": ["a_b"], "a_b": []}))
+    assert changed(had, forget="a_b") == [Command("c", DENY)]
 
 
 def test_the_last_command_counts_for_a_module_and_what_it_needs() -> None:
@@ -86,7 +99,7 @@ def test_the_last_command_counts_for_a_module_and_what_it_needs() -> None:
     plan = wants({"xfs": ["base"]})
     # A denial names its module: no allowance of another one is meant to overrule that.
     assert not allowed(as_text(items), asks(), plan)
-    assert allowed(as_text(changed(items, None, "base")), asks(), plan)
+    assert allowed(as_text(changed(items, forget="base")), asks(), plan)
 
 
 def test_an_empty_file_has_no_commands() -> None:
@@ -102,6 +115,7 @@ def test_an_empty_file_has_no_commands() -> None:
         "x = 1",
         '[[rule]]\nmodule = ["a", "b"]\naction = "deny"',
         '[[rule]]\nmodule = "a"\naction = "deny"\nuid = 1000',
+        '[[rule]]\nmodule = "a"\nname = "a"\naction = "deny"',
         '[[rule]]\nmodule = "a"\naction = "deny"\nreason = 1',
         '[[rule]]\nmodule = "a"\naction = "deny"\nuntil = "2027-01-31"',
         '[[rule]]\nmodule = "a"\naction = "reject"',

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kmodd.policy.files import Policy
 from kmodd.policy.lint import lint
 from kmodd.policy.parse import PolicyFile
-from kmodd.policy.rules import Facts, Rule, Wanted
-from support.policies import NOW, allowed, judged, plans, policies, requests, taken
+from kmodd.policy.rules import SET, Facts, Rule, Wanted
+from support.policies import NOW, allowed, judged, plans, policies, requests, taken, wants
 
 
 def told(*texts: str) -> list[str]:
@@ -141,6 +141,74 @@ def test_nothing_is_told_of_a_policy_that_is_as_it_should_be() -> None:
     assert told("[[rule]]\nmodule = 'a'\naction = 'allow'\n[[rule]]\nmodule = '*'\naction = 'deny'\n") == []
 
 
+def one(fields: str, *installed: str) -> list[str]:
+    """Return what is told of one rule, without its place."""
+    policy = Policy((taken(f"[[rule]]\naction = 'deny'\n{fields}\n"),))
+    return [words for _file, _line, words in lint(policy, NOW, installed or None)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ("source = 'kernel'\noperation = 'remove'", "can never match: operation remove is asked for through"),
+        ("source = 'cli'\noperation = ['set', 'remove']", "can never match: operation remove, set is asked"),
+        (
+            "operation = 'remove'\ncall_site = 'a*'",
+            "can never match: operation remove comes from no function",
+        ),
+        ("operation = 'set'\nmodule = '*'", "can never match: a setting, its key as name, is of no module"),
+        (
+            "source = 'api'\ncall_site = 'a*'",
+            "matches only what modules ask for as they load: a request from api",
+        ),
+        ("source = ['cli', 'boot']\ncall_site = 'a'\nunknown = true", "matches only what modules ask for"),
+        ("name = 'a b'", "can never match: no name that may be asked for is like 'a b'"),
+        ("name = ['fs-\u00e9*', '/sbin/x', '.x']", "can never match: no name that may be asked for is like"),
+        ("name = ['fs-x', 'fs x']", "its name 'fs x' can never match"),
+    ],
+)
+def test_what_contradicts_itself_is_told(fields: str, words: str) -> None:
+    [found] = one(fields)
+    assert found.startswith(words)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "source = ['kernel', 'api']\noperation = ['remove', 'request']\ncall_site = 'a'",
+        "source = ['api', 'cli']\noperation = ['remove', 'set']",
+        "source = 'kernel'\noperation = ['request', 'remove']",
+        "operation = ['set', 'remove']\nmodule = 'x'",
+        "source = ['kernel', 'cli']\ncall_site = 'a'",
+        "name = ['[ a]b', '[!/]*', '*', '-x', 'of:N*T*Cfoo,bar']",
+    ],
+)
+def test_what_may_match_is_not_told(fields: str) -> None:
+    assert one(fields) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "like"),
+    [
+        ("module = 'net-pf-99'", "net-pf-99"),
+        ("module = ['x*', 'net-pf-99']", "x*"),
+        ("module = ['x*', 'snd-seq']", None),
+        ("module = 'snd-*'", None),
+        ("module = 'snd_seq'", None),
+        ("module = '*'", None),
+        ("module = ['x', '@net']", None),
+        ("module = 'x'\noperation = 'remove'", None),
+        ("module = 'x'\nmode = 'off'", None),
+        ("name = 'x'", None),
+    ],
+)
+def test_a_module_that_is_not_installed_is_told(fields: str, like: str | None) -> None:
+    assert one(fields) == []
+    found = one(fields, "snd-seq", "other")
+    words = f"no module is installed that is like '{like}': an alias is denied or allowed by name"
+    assert found == ([] if like is None else [words])
+
+
 # Whatever rules there are
 
 
@@ -157,7 +225,8 @@ def test_a_rule_that_can_never_match_never_decides(
     never = {
         f"{file}:{line}" for file, line, words in found if "can never match" in words or "its time" in words
     }
-    for facts, wanted in asked:
+    for facts, plan in asked:
+        wanted = wants({}) if facts.operation == SET else plan
         said = judged(policy, facts, wanted, sealed=sealed)
         assert said.rule is None or said.rule.place not in never
         assert judged(_without(policy, never), facts, wanted, sealed=sealed) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -120,8 +121,10 @@ def requests(draw: st.DrawFn, *, nested: bool = True) -> Facts:
     source = draw(st.sampled_from([*Source, Source.KERNEL, Source.KERNEL]))
     who = draw(requesters())
     stranger = source in {Source.API, Source.CLI} and who.uid != 0
-    operation = draw(st.sampled_from([OPERATIONS[0], *OPERATIONS]))
-    inside = nested and draw(st.sampled_from([False, False, True]))
+    operation = draw(st.sampled_from([OPERATIONS[0], *OPERATIONS])) if source is Source.API else OPERATIONS[0]
+    inside = nested and operation == OPERATIONS[0] and draw(st.sampled_from([False, False, True]))
+    if source is not Source.KERNEL and not inside:
+        who = replace(who, call_site=None)
     return Facts(draw(_NAMES), source, who, operation, inside, stranger)
 
 

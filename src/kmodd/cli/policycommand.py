@@ -9,50 +9,94 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 from kmodd.cli.policy import ask
+from kmodd.cli.policydenial import Meaning, few, meaning, obstacle
 from kmodd.connection import Connection, Reply
 from kmodd.errors import KmoddError, NotFound, Unreachable, UsageError
 from kmodd.names import check as check_name
 from kmodd.policy import files
 from kmodd.policy import groups as shipped
 from kmodd.policy.commands import Command, as_text, changed, commands
-from kmodd.policy.files import COMMANDS
+from kmodd.policy.files import COMMANDS, RUNTIME_COMMANDS
 from kmodd.policy.parse import parse
-from kmodd.policy.patterns import Globs
+from kmodd.policy.patterns import plain
 from kmodd.policy.rules import Action
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
 
 
 def deny(arguments: Namespace) -> int:
     """Deny modules at once; requests in flight that have not loaded them yet are denied, too."""
     until = _day(arguments.until)
-    patterns = [_pattern(word) for word in arguments.what]
-    for pattern in patterns:
-        _command(arguments, Command(pattern, Action.DENY, arguments.reason, until), None)
-        _tell_of(pattern, unload=arguments.unload)
-    return 0
+    status = 0
+    for word in [_pattern(word) for word in arguments.what]:
+        done = _deny(arguments, word, until)
+        status = status or done
+    return status
+
+
+def _deny(arguments: Namespace, word: str, until: date | datetime | None) -> int:
+    """Deny one, and say so only where the daemon does it."""
+    meant = meaning(word)
+    path, reachable = _command(arguments, word, _commands_for(arguments, meant, Action.DENY, until))
+    if not reachable:
+        _say(f"{word} is not denied yet: the daemon is not running; {path} counts from its start on")
+        return Unreachable.exit_status
+    status = 0
+    why = obstacle(meant, os.path.basename(path))
+    if why is not None:
+        _say(f"the rule for {word} is in {path}, but does not deny it: {why}")
+        status = 1
+    elif meant.modules == () and not word.startswith("@"):
+        _say(f"nothing installed has the name {word}: the rule in {path} counts once something has")
+    else:
+        print(f"{word}: denied")
+        if meant.by_name and meant.modules:
+            also = few(meant.modules)
+            _say(
+                f"{word} is an alias of {also}: requests by other names are not denied; "
+                "`kmodd policy deny MODULE` denies a module by all of its names"
+            )
+    stays = _tell_of(meant, unload=arguments.unload, denied=why is None)
+    return status or stays
 
 
 def allow(arguments: Namespace) -> int:
     """Allow modules before all other rules."""
     until = _day(arguments.until)
-    for pattern in [_pattern(word) for word in arguments.what]:
-        _command(arguments, Command(pattern, Action.ALLOW, arguments.reason, until), None)
-        print(f"{pattern}: allowed")
+    for word in [_pattern(word) for word in arguments.what]:
+        path, reachable = _command(
+            arguments, word, _commands_for(arguments, meaning(word), Action.ALLOW, until)
+        )
+        if not reachable:
+            _say_not_running(path)
+        print(f"{word}: allowed")
     return 0
 
 
 def forget(arguments: Namespace) -> int:
     """Take back what `deny` or `allow` said of modules."""
-    for pattern in [_pattern(word) for word in arguments.what]:
-        _command(arguments, None, pattern)
-        print(f"{pattern}: no longer denied or allowed by command")
+    for word in [_pattern(word) for word in arguments.what]:
+        path, reachable = _command(arguments, word, [])
+        if not reachable:
+            _say_not_running(path)
+        print(f"{word}: no longer denied or allowed by command")
     return 0
+
+
+def _say_not_running(path: str) -> None:
+    _say(f"the daemon is not running; {path} counts from its start on")
+
+
+def _say(message: str) -> None:
+    """Tell something beside the outcome."""
+    print(f"kmodd: {message}", file=sys.stderr)
+
+
+def _commands_for(
+    arguments: Namespace, meant: Meaning, action: Action, until: date | datetime | None
+) -> list[Command]:
+    return [Command(meant.word, action, arguments.reason, until, by_name) for by_name in meant.ways]
 
 
 def _pattern(word: str) -> str:
@@ -66,31 +110,58 @@ def _day(text: str | None) -> date | datetime | None:
     if text is None:
         return None
     try:
-        return date.fromisoformat(text) if len(text) <= 10 else datetime.fromisoformat(text)
+        until = date.fromisoformat(text) if len(text) <= 10 else datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(f"--until takes a day, as in 2027-01-31, not {text[:64]!r}") from None
+    # As the policy reads it: of a day its end counts.
+    rule = as_text([Command("x", Action.DENY, until=until)])
+    if parse(rule, "--until", files.names(ask=False)).rules[0].ended(datetime.now(UTC)):
+        raise UsageError(f"--until {text[:64]!r} is over already: the rule would never count")
+    return until
 
 
-def _command(arguments: Namespace, command: Command | None, forgotten: str | None) -> None:
-    """Change the file of commands, and have the daemon take it; where it does not, all is as it was."""
-    directory, reachable = _place(runtime=arguments.runtime)
-    path = os.path.join(directory, COMMANDS)
-    with _alone(directory):
+def _command(arguments: Namespace, word: str, new: list[Command]) -> tuple[str, bool]:
+    """Change what commands say of a word, and have the daemon take it; where it does not, all is as it was.
+
+    Without new commands what they said is taken back. Return the file, and whether a daemon has taken it.
+    """
+    directory, runtime, reachable = _places()
+    folder, name = (runtime, RUNTIME_COMMANDS) if arguments.runtime else (directory, COMMANDS)
+    path = os.path.join(folder, name)
+    with _alone(folder):
         before, had = _commands(path)
-        left = changed(had, command, forgotten)
-        if command is None and left == had:
-            raise NotFound(f"no command denies or allows {forgotten} in {path}")
+        left = changed(had, *new, forget=word)
+        if not new and left == had:
+            raise NotFound(f"no command denies or allows {word} in {path}")
         # Before it is written: a daemon that is not running would not start with a file that it cannot take.
-        parse(as_text(left), COMMANDS, files.names(ask=False))
+        parse(as_text(left), name, files.names(ask=False))
         _put(path, as_text(left) if left else None)
+        undo = [(path, before)]
+        if new and not arguments.runtime:
+            undo += _supersede(runtime, word)
         if not reachable:
-            print(f"kmodd: the daemon is not running; {path} counts from its start on", file=sys.stderr)
-            return
+            return path, False
         try:
             Connection().call("ReloadPolicy")
         except Reply as reply:
-            _put(path, before)
+            for each, text in undo:
+                _put(each, text)
             raise reply.as_error() from None
+    return path, True
+
+
+def _supersede(runtime: str, word: str) -> list[tuple[str, str | None]]:
+    """Drop what an earlier command with --runtime said of a word; that is read first, and would stand."""
+    path = os.path.join(runtime, RUNTIME_COMMANDS)
+    if not os.path.lexists(path):
+        return []
+    with _alone(runtime):
+        before, had = _commands(path)
+        left = changed(had, forget=word)
+        if left == had:
+            return []
+        _put(path, as_text(left) if left else None)
+    return [(path, before)]
 
 
 @contextmanager
@@ -128,13 +199,13 @@ def _put(path: str, text: str | None) -> None:
         os.unlink(path)
 
 
-def _place(*, runtime: bool) -> tuple[str, bool]:
-    """Return where files of commands go, and whether a daemon said so."""
+def _places() -> tuple[str, str, bool]:
+    """Return where files of commands go, those with --runtime too, and whether a daemon said so."""
     try:
         told = ask("GetPolicy", "policy")
     except Unreachable:
-        return files.place("/", runtime=runtime), False
-    return str(told["runtime_directory" if runtime else "directory"]), True
+        return files.place("/"), files.place("/", runtime=True), False
+    return str(told["directory"]), str(told["runtime_directory"]), True
 
 
 def write(path: str, text: str) -> None:
@@ -150,21 +221,28 @@ def write(path: str, text: str) -> None:
         raise KmoddError(f"cannot write {path}: {err.strerror}{more}") from err
 
 
-def _tell_of(pattern: str, *, unload: bool) -> None:
-    """Say what a denial does not reach: what is in the kernel already."""
-    print(f"{pattern}: denied")
-    group = shipped.load().get(pattern[1:]) if pattern.startswith("@") else None
-    globs = Globs.of(group.patterns if group is not None else [pattern], names=True)
-    try:
-        live = [module["name"] for module in ask("ListModules", "modules") if globs.matches(module["name"])]
-    except Unreachable:
-        return
-    for name in live:
+def _tell_of(meant: Meaning, *, unload: bool, denied: bool) -> int:
+    """Say what a denial does not reach: what is in the kernel already. Return 1 where that was to go."""
+    globs = meant.globs if meant.globs is not None and not meant.by_name else None
+    names = {plain(name) for name in meant.modules or (meant.word,)}
+    if meant.built_in:
+        _say(f"{few(meant.built_in)}: part of the kernel image, where no denial and no unloading reaches it")
+    status = 1 if meant.built_in and unload else 0
+    # What came last goes first: it may need what came before.
+    for module in reversed(ask("ListModules", "modules")):
+        name = module["name"]
+        if not (globs.matches(plain(name)) if globs is not None else plain(name) in names):
+            continue
         if not unload:
-            print(f"kmodd: {name} is in the kernel already: --unload unloads it", file=sys.stderr)
+            _say(f"{name} is in the kernel already: --unload unloads it")
             continue
         try:
             Connection().call("RemoveModule", name=name)
             print(f"{name}: unloaded")
         except Reply as reply:
-            print(f"kmodd: {reply.as_error()}", file=sys.stderr)
+            err = reply.as_error()
+            if isinstance(err, NotFound):
+                continue  # it went meanwhile, with another one or by another hand
+            status = 1
+            _say(f"{name} {'stays denied, but is' if denied else 'is'} still in the kernel: {err}")
+    return status

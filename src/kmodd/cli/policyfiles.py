@@ -22,6 +22,7 @@ from kmodd.policy.plans import wanted
 from kmodd.policy.rules import Mode, Wanted
 from kmodd.policy.shown import as_json, checked, supposed
 from kmodd.settings import load as load_settings
+from kmodd.tree import snapshot
 from kmodd.tree.plan import resolve
 
 TYPE_CHECKING = False
@@ -85,7 +86,7 @@ def lint(arguments: Namespace) -> int:
             taken.append(parse_file(text, name, names))
         except PolicyError as err:
             found.append(("error", err.file, err.line, err.message))
-    doubts = linting.lint(Policy(tuple(taken)), datetime.now(UTC))
+    doubts = linting.lint(Policy(tuple(taken)), datetime.now(UTC), _installed(root))
     found += [("warning", file, line, words) for file, line, words in doubts]
     for kind, file, line, words in found:
         if arguments.json:
@@ -97,6 +98,18 @@ def lint(arguments: Namespace) -> int:
             f"{sum(len(file.rules) for file in taken)} rules in {len(taken)} files, nothing wrong with them"
         )
     return 1 if any(kind == "error" for kind, *_rest in found) else 0
+
+
+def _installed(root: str) -> list[str] | None:
+    """Return the names of all modules below a root directory; None where there are none that can be read."""
+    if not os.path.isdir(os.path.join(root, snapshot.ROOT.lstrip("/"))):
+        return None
+    try:
+        index, config, _live = sources(None, None if root == "/" else root)
+        named = [line.pattern for line in (*config.install.items, *config.remove.items)]
+        return [*index.modules(), *index.builtins(), *named]
+    except (KmoddError, OSError):
+        return None
 
 
 # What ships with kmodd

@@ -18,12 +18,16 @@ _HEAD = """\
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a command says of one module, or of a glob of modules. `until`: a day, or a moment."""
+    """What a command says of one module, or of a glob of modules. `until`: a day, or a moment.
+
+    `by_name`: of requests for that name instead, which is an alias, or a glob of some.
+    """
 
     module: str
     action: Action
     reason: str | None = None
     until: date | datetime | None = None
+    by_name: bool = False
 
 
 def commands(text: str) -> list[Command]:
@@ -42,24 +46,26 @@ def _command(rule: Any) -> Command:
     # What somebody has written into it by hand is not to be lost, or to come to mean something else.
     if not isinstance(rule, dict):
         raise TypeError("a rule in it is no table")
-    if more := sorted(rule.keys() - {"module", "action", "reason", "until"}):
+    field = "name" if "name" in rule else "module"
+    if more := sorted(rule.keys() - {field, "action", "reason", "until"}):
         raise ValueError(f"a rule in it has {more[0]!r}, which no command writes")
-    module, reason, until = rule["module"], rule.get("reason"), rule.get("until")
+    module, reason, until = rule[field], rule.get("reason"), rule.get("until")
     if not isinstance(module, str) or not isinstance(reason, str | None):
         raise TypeError("a rule in it has a list, which no command writes")
     if not isinstance(until, date | None):
         raise TypeError("a rule in it has an until that is no date")
-    return Command(module, Action(rule["action"]), reason, until)
+    return Command(module, Action(rule["action"]), reason, until, field == "name")
 
 
-def changed(before: list[Command], new: Command | None, forget: str | None = None) -> list[Command]:
-    """Return the commands with a new one first, which takes the place of an older one for the same module.
+def changed(before: list[Command], *new: Command, forget: str | None = None) -> list[Command]:
+    """Return the commands with new ones first, which take the place of older ones for the same module.
 
     However that was spelled: `-` and `_` are the same.
     """
-    gone = new.module if new is not None else forget
-    kept = [command for command in before if gone is None or plain(command.module) != plain(gone)]
-    return kept if new is None else [new, *kept]
+    gone = {plain(command.module) for command in new}
+    if forget is not None:
+        gone.add(plain(forget))
+    return [*new, *(command for command in before if plain(command.module) not in gone)]
 
 
 def as_text(items: list[Command]) -> str:
@@ -68,7 +74,8 @@ def as_text(items: list[Command]) -> str:
 
 
 def _rule(item: Command) -> str:
-    lines = ["", "[[rule]]", f"module = {quoted(item.module)}", f'action = "{item.action.value}"']
+    field = "name" if item.by_name else "module"
+    lines = ["", "[[rule]]", f"{field} = {quoted(item.module)}", f'action = "{item.action.value}"']
     if item.reason is not None:
         lines.append(f"reason = {quoted(item.reason)}")
     if item.until is not None:

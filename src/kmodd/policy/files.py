@@ -25,6 +25,8 @@ from kmodd.settings import DIRECTORIES, drop_ins
 FOLDER = "policy.d"
 COMMANDS = "00-commands.toml"
 """The file that `kmodd policy deny` and `allow` write: read first, so that it counts before all others."""
+RUNTIME_COMMANDS = "00-commands-runtime.toml"
+"""The same with `--runtime`: a name of its own, which none in /etc masks, and read before that."""
 _NULL = os.makedev(1, 3)
 _LINKS_MAX = 40  # the kernel's own bound (path_resolution(7))
 _FILE_MAX = 1 << 20

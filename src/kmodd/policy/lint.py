@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from kmodd.model import Source
 from kmodd.policy.files import Policy
-from kmodd.policy.patterns import Globs, Numbers
-from kmodd.policy.rules import Action, Mode, Rule
+from kmodd.policy.patterns import Globs, Numbers, plain
+from kmodd.policy.rules import REQUEST, SET, Action, Mode, Rule
 
 _GLOBS = ("name", "module", "exe", "call_site")
 _EITHER = ("unit", "container")
@@ -17,8 +18,17 @@ _SHADOWS_MAX = 2_000
 """Rules that are compared with each other; the work grows with the square."""
 
 
-def lint(policy: Policy, now: datetime) -> list[tuple[str, int, str]]:
-    """Return what is doubtful, as (file, line, sentence), in order."""
+_IN_BRACKETS = re.compile(r"\[!?\]?[^\]]*\]")
+
+
+def lint(
+    policy: Policy, now: datetime, installed: Collection[str] | None = None
+) -> list[tuple[str, int, str]]:
+    """Return what is doubtful, as (file, line, sentence), in order.
+
+    `installed`: the names of all modules that there are, built in ones too; None where that is not known.
+    """
+    there = None if installed is None else frozenset(map(plain, installed))
     found: list[tuple[str, int, str]] = []
     for file in policy.files:
         found += [(file.name, line, doubt) for line, doubt in file.doubts]
@@ -29,10 +39,50 @@ def lint(policy: Policy, now: datetime) -> list[tuple[str, int, str]]:
         if rule.ended(now):
             found.append((rule.file, rule.line, f"its time was over on {rule.until:%Y-%m-%d}: remove it"))
             continue
-        if (words := _shadow(rules, number, now)) is not None:
+        if (words := _contradiction(rule) or _shadow(rules, number, now) or _absent(rule, there)) is not None:
             found.append((rule.file, rule.line, words))
     order = {file.name: number for number, file in enumerate(policy.files)}
     return sorted(found, key=lambda item: (order.get(item[0], 0), item[1]))
+
+
+def _contradiction(rule: Rule) -> str | None:
+    """Return why no request can have all that a rule asks for."""
+    asked = ", ".join(sorted(rule.operation))
+    if REQUEST not in rule.operation and rule.source is not None and Source.API.value not in rule.source:
+        return f'can never match: operation {asked} is asked for through the API only, whose source is "api"'
+    if REQUEST not in rule.operation and rule.call_site is not None:
+        return f"can never match: operation {asked} comes from no function of the kernel, as call_site says"
+    if rule.operation == {SET} and rule.module is not None:
+        return "can never match: a setting, its key as name, is of no module"
+    if rule.name is not None:
+        wrong = [pattern for pattern in rule.name.patterns if not _may_be_asked_for(pattern)]
+        if len(wrong) == len(rule.name.patterns):
+            return f"can never match: no name that may be asked for is like {wrong[0][:80]!r}"
+        if wrong:
+            return f"its name {wrong[0][:80]!r} can never match: no name that may be asked for is like that"
+    if rule.call_site is not None and rule.source is not None and Source.KERNEL.value not in rule.source:
+        sources = ", ".join(sorted(rule.source))
+        return f"matches only what modules ask for as they load: a request from {sources} has no call_site"
+    return None
+
+
+def _may_be_asked_for(pattern: str) -> bool:
+    """Whether a name may be like a glob: names hold 0x21 to 0x7e, and begin with neither `/` nor `.`."""
+    plainly = _IN_BRACKETS.sub("*", pattern)
+    return pattern[0] not in "/." and all("\x21" <= char <= "\x7e" for char in plainly)
+
+
+def _absent(rule: Rule, installed: frozenset[str] | None) -> str | None:
+    """Return that nothing is installed of what a rule names; of groups not all is meant to be."""
+    if not installed or rule.module is None or rule.operation != {REQUEST}:
+        return None
+    given = rule.text.get("module")
+    patterns = [str(item) for item in (given if isinstance(given, list) else [given])]
+    if any(pattern.startswith("@") for pattern in patterns) or rule.module.any:
+        return None
+    if not rule.module.exact.isdisjoint(installed) or any(map(rule.module.matches, installed)):
+        return None
+    return f"no module is installed that is like {patterns[0][:80]!r}: an alias is denied or allowed by name"
 
 
 def _shadow(rules: Sequence[Rule], number: int, now: datetime) -> str | None:
