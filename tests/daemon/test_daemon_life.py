@@ -645,11 +645,19 @@ def test_a_journal_that_cannot_be_written_keeps_nobody_waiting(make: Callable[..
     assert daemon.kmodd("request", "top").returncode == 0
     status = daemon.status()["journal"]
     assert status["problem"] == f"cannot write {place}/journal.db: File exists"
-    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
+    with daemon.api() as api:
+        api.send("Log", more=True)
+        assert api.event(event="request")["name"] == "top"
+        # What was there before is not known, and that is said.
+        with pytest.raises(Reply) as raised:
+            api.receive()
+    assert raised.value.error == "io.kmodd.JournalUnreadable"
+    assert raised.value.parameters["error"].startswith(f"cannot read {place}/journal.db: File exists")
     # An administrator mends it, and what waited is written.
     place.unlink()
     wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "it is written")
     assert daemon.status()["journal"]["problem"] is None
+    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
 
 
 SLOW_TRACING = """

@@ -20,6 +20,7 @@ import pytest
 from kmodd.model import Event
 from kmodd.record import journal as journal_room
 from kmodd.record.database import Database, NewerJournal, Reader
+from kmodd.record.history import History
 from kmodd.record.journal import Journal, seconds
 from kmodd.record.select import Selection
 
@@ -235,6 +236,55 @@ def test_there_is_an_end_to_how_many(path: Path, monkeypatch: pytest.MonkeyPatch
     assert [data["id"] for data in Reader(str(path), 25, Selection(), None).page()] == list(range(16, 26))
 
 
+def told(number: int, kind: str, outcome: str, *modules: str) -> Event:
+    return Event(number, START, kind, {"outcome": outcome, "modules": list(modules)})
+
+
+def test_at_the_bound_those_go_first_that_anybody_can_cause_without_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kmodd.record.database.EVENTS_MAX", 20)
+    evidence = [
+        told(1, "load", "loaded", "m"),
+        told(2, "request", "loaded", "m"),
+        told(3, "load", "failed", "needed"),
+        told(4, "request", "timed-out"),
+        Event(5, START, "unload", {"module": "m"}),
+    ]
+    denied = [told(number, "request", "denied") for number in range(6, 11)]
+    absent = [told(11 + 2 * n + i, ("load", "request")[i], "not-found") for n in range(20) for i in range(2)]
+    again = [told(number, "request", "already-live") for number in range(51, 81)]
+    database = Database(str(path))
+    database.append([*evidence, *denied, *absent], keep=DAY * 10_000)
+    assert in_file(path) == [*range(1, 11), *range(41, 51)]
+    # Where there are no more of them what else brought nothing in goes, and then only what did.
+    database.append(again, keep=DAY * 10_000)
+    assert in_file(path) == [*range(1, 6), *range(66, 81)]
+    loads = [told(number, "load", "loaded", "m") for number in range(81, 98)]
+    database.append([*loads, told(98, "request", "not-found")], keep=DAY * 10_000)
+    assert in_file(path) == [4, 5, *range(81, 99)]
+    assert database.last() == (98, 98), "the newest stay, and so do the numbers"
+    database.close()
+
+
+def test_at_the_bound_what_goes_is_not_looked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is there: what goes is found by an index, but for the one time that this is made."""
+
+    def cost(folder: str, count: int) -> int:
+        monkeypatch.setattr("kmodd.record.database.EVENTS_MAX", count)
+        database = Database(str(path.parent / folder / "journal.db"))
+        database.append([told(number, "load", "loaded", "m") for number in range(1, count)], keep=None)
+        database.append(
+            [told(count + n, "request", "not-found") for n in range(3 * count)], keep=DAY * 10_000
+        )
+        one = [told(4 * count, "request", "not-found")]
+        found = steps(database, lambda: database.append(one, keep=DAY * 10_000))
+        database.close()
+        return found
+
+    assert cost("large", 10_000) <= cost("small", 100) + 5
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"), [("1s", 1.0), ("90m", 5400.0), ("2h", 7200.0), ("30d", 30 * DAY), ("2w", 14 * DAY)]
 )
@@ -399,6 +449,74 @@ def test_a_damaged_file_is_left_alone_while_it_is_off(path: Path) -> None:
 
 
 # What goes wrong
+
+
+@pytest.mark.parametrize("memory", [[], [event(4)]])
+def test_a_file_that_cannot_be_read_is_told(path: Path, memory: list[Event]) -> None:
+    def spoil() -> None:
+        os.unlink(f"{path}-wal")
+        path.write_text("no database at all, for sure" * 100)
+
+    async def story() -> None:
+        made = await filled(path, 3)
+        for waiting in memory:
+            made.note(waiting)
+        spoil()
+        for shown in (one_by_one, History.whole):
+            history = made.history(Selection(), None)
+            assert [data["id"] for data in await shown(history)] == [each.id for each in memory]
+            assert history.problem == f"cannot read {path}: file is not a database"
+        nothing = made.history(Selection(), 0)
+        assert (await nothing.whole(), nothing.problem) == ([], None)
+
+    async def one_by_one(history: History) -> list[dict[str, Any]]:
+        return [data async for data in history.events()]
+
+    asyncio.run(story())
+
+
+def test_half_of_what_happened_is_no_story(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Reader.page
+
+    def fails_behind_the_first(self: Reader) -> list[dict[str, Any]]:
+        if self._after is not None:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return page(self)
+
+    async def story() -> None:
+        made = await filled(path, 3)
+        monkeypatch.setattr(Reader, "page", fails_behind_the_first)
+        history = made.history(Selection(), None)
+        assert await history.whole() == []
+        assert history.problem == f"cannot read {path}: database disk image is malformed"
+
+    asyncio.run(story())
+
+
+def test_a_file_that_was_never_opened_is_not_an_empty_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await (await filled(path, 3)).close(5)
+        monkeypatch.setattr("kmodd.record.database._BUSY", 0.01)
+        monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        made = journal(path)
+        assert await made.open() == 0
+        made.note(event(4))
+        history = made.history(Selection(), None)
+        assert [data["id"] for data in await history.whole()] == [4]
+        assert history.problem == f"cannot read {path}: database is locked"
+        other.execute("ROLLBACK")
+        other.close()
+        assert await made.flush(5)
+        history = made.history(Selection(), None)
+        assert [data["id"] for data in await history.whole()] == [1, 2, 3, 4]
+        assert history.problem is None
+
+    asyncio.run(story())
 
 
 def test_a_full_disk_costs_nothing_but_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

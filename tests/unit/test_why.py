@@ -93,8 +93,9 @@ def told(
     ours: bool = True,
     module: str = "dccp",
     denied: Sequence[dict[str, Any]] = (),
+    **more: Any,
 ) -> str:
-    return story({"live": live, "ours": ours, **origin(events, module, denied)}, module)
+    return story({"live": live, "ours": ours, **more, **origin(events, module, denied)}, module)
 
 
 WHEN = "was loaded on Monday 2026-11-23 08:00:00 because"
@@ -161,8 +162,31 @@ def test_what_is_not_known_is_said() -> None:
         told(load(2, reasons={}), request(1)) == f"dccp {WHEN} a task that is not known asked for net-pf-33."
     )
     assert "somebody whose request is no longer in the journal asked" in told(load(2))
-    assert told(live=True) == "dccp is in the kernel, and not by kmodd: its journal knows nothing of it."
+    assert told(live=True) == (
+        "dccp is in the kernel, and how it came there is not known: the journal knows nothing of it."
+    )
     assert told(live=False) == "dccp is not in the kernel, and the journal knows nothing of it."
+
+
+def test_what_kmodd_brought_in_and_the_journal_has_no_more() -> None:
+    mine = "was brought in by kmodd (request 2)"
+    assert told(ours=False, brought_in_by=2) == f"dccp {mine}; that is no longer in the journal."
+    assert told(denied=[denial(20)], brought_in_by=2).startswith(
+        f"dccp {mine}; that is no longer in the journal. On Monday"
+    )
+    assert told(load(1), request(0), ours=False, brought_in_by=2).endswith(
+        f" The one that is in the kernel now {mine}; that is no longer in the journal."
+    )
+    assert told(load(1), request(0), ours=True, brought_in_by=0) == told(load(1), request(0))
+
+
+def test_a_journal_that_cannot_be_read_tells_no_story() -> None:
+    problem = "cannot read /x/journal.db: file is not a database"
+    end = f" What the journal knows of it is not told: {problem}."
+    assert told(live=False, problem=problem) == f"dccp is not in the kernel.{end}"
+    assert told(ours=False, problem=problem) == f"dccp is in the kernel.{end}"
+    assert told(brought_in_by=2, problem=problem) == f"dccp was brought in by kmodd (request 2).{end}"
+    assert told(load(2), request(1), problem=problem) == f"{told(load(2), request(1))}{end}"
 
 
 def test_what_became_of_it() -> None:
@@ -200,7 +224,7 @@ def test_who_was_denied_it_and_by_what() -> None:
     assert told(load(2), request(1), denied=[last]).endswith(f"; dccp_ipv4 needs it. {sentence}")
     assert told(load(30), request(29), denied=[last]) == told(load(30), request(29))
     assert told(denied=[last]) == (
-        f"dccp is in the kernel, and not by kmodd: its journal knows of no load of it. {sentence}"
+        f"dccp is in the kernel, and how it came there is not known: the journal knows of no load of it. {sentence}"
     )
     blacklisted = denial(20, "dccp is blacklisted by /etc/modprobe.d/b.conf:1", **asker)
     assert told(live=False, denied=[blacklisted]).endswith(

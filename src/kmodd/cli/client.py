@@ -148,8 +148,10 @@ def why(arguments: Namespace) -> int:
             _print_json(told)
         else:
             print(story(told, told["module"]))
-        if told["load"] is None and told.get("denied") is None and not told["live"]:
-            status = NotFound.exit_status
+        if told.get("problem") is not None:
+            status = KmoddError.exit_status
+        elif told["load"] is None and told.get("denied") is None and not told["live"]:
+            status = status or NotFound.exit_status
     return status
 
 
@@ -279,5 +281,8 @@ def log(arguments: Namespace) -> int:
             else:
                 print(show.event_line(reply["event"]), flush=True)
     except Reply as reply:
-        raise reply.as_error() from None
+        error = reply.as_error()
+        if arguments.follow and reply.error == "io.kmodd.JournalUnreadable":
+            error = KmoddError(f"{error}; `kmodd log -f -n 0` follows what comes")
+        raise error from None
     return 0
