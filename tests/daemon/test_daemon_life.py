@@ -660,6 +660,26 @@ def test_a_journal_that_cannot_be_written_keeps_nobody_waiting(make: Callable[..
     assert [event["name"] for event in daemon.events(event="request")] == ["top"]
 
 
+FAILING_STEP = """
+from kmodd.record import database
+database._MIGRATIONS += ("ALTER TABLE events ADD COLUMN gid INTEGER; INSERT INTO nowhere VALUES (1);",)
+"""
+
+
+def test_a_journal_that_cannot_be_brought_up_keeps_nobody_waiting(daemon: Daemon) -> None:
+    daemon.kmodd("request", "plain")
+    before = daemon.events()
+    daemon.stop()
+    daemon.start(prelude=FAILING_STEP)
+    assert daemon.kmodd("request", "top").returncode == 0
+    file = daemon.root / "var/lib/kmodd/journal.db"
+    assert daemon.status()["journal"]["problem"] == f"cannot write {file}: no such table: nowhere"
+    assert f"journal: cannot write {file}: no such table: nowhere" in daemon.errors()
+    daemon.stop()
+    daemon.start()
+    assert daemon.events()[: len(before)] == before
+
+
 SLOW_TRACING = """
 import asyncio, os
 from kmodd.sources.tracer import Tracer

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kmodd.model import Event
+from kmodd.record import database as database_room
 from kmodd.record import journal as journal_room
 from kmodd.record.database import Database, NewerJournal, Reader
 from kmodd.record.history import History
@@ -646,6 +647,73 @@ def test_a_later_versions_file_is_left_alone(path: Path) -> None:
     with pytest.raises(NewerJournal, match="later version of kmodd"):
         Database(str(path)).append([event(2)], keep=None)
     assert path.read_bytes() == before
+
+
+NEXT_STEP = "ALTER TABLE events ADD COLUMN gid INTEGER; UPDATE events SET gid = -1;"
+
+
+def version(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(found)
+
+
+def content(path: Path) -> list[str]:
+    """All that is in a file: its tables as they were made, and their rows."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return list(connection.iterdump())
+
+
+def test_an_earlier_versions_file_is_brought_up_with_its_events(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await (await filled(path, 3)).close(5)
+        before = version(path)
+        monkeypatch.setattr(database_room, "_MIGRATIONS", (*database_room._MIGRATIONS, NEXT_STEP))
+        made = journal(path)
+        assert await made.open() == 3
+        assert (made.problem, version(path)) == (None, before + 1)
+        made.note(event(4))
+        assert await made.flush(5)
+        assert await all_of(made) == [1, 2, 3, 4]
+        await made.close(5)
+
+    asyncio.run(story())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT id, gid FROM events ORDER BY seq").fetchall()
+    assert rows == [(1, -1), (2, -1), (3, -1), (4, None)], "each step is taken once"
+
+
+def test_a_step_that_fails_midway_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+    steps_before = database_room._MIGRATIONS
+
+    async def story() -> None:
+        await (await filled(path, 3)).close(5)
+        before = version(path), content(path)
+        fails = f"{NEXT_STEP} INSERT INTO nowhere VALUES (1);"
+        monkeypatch.setattr(database_room, "_MIGRATIONS", (*steps_before, fails))
+        made = journal(path)
+        assert await made.open() == 0
+        made.note(event(4))
+        assert not await made.flush(5)
+        # Nobody is in its way, and it says so: here, and to whoever asks what happened.
+        assert made.problem == f"cannot write {path}: no such table: nowhere"
+        history = made.history(Selection(), None)
+        assert [data["id"] for data in await history.whole()] == [4]
+        assert history.problem == f"cannot read {path}: no such table: nowhere"
+        assert (version(path), content(path)) == before
+        # A version that can do it loses nothing.
+        monkeypatch.setattr(database_room, "_MIGRATIONS", (*steps_before, NEXT_STEP))
+        assert await made.flush(5)
+        assert made.problem is None
+        assert await all_of(made) == [1, 2, 3, 4]
+        await made.close(5)
+
+    asyncio.run(story())
 
 
 def test_a_place_where_nothing_can_be_written_is_told(tmp_path: Path) -> None:
