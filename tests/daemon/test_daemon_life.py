@@ -8,13 +8,16 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from daemon.daemon_harness import PATIENCE, Daemon, Reply, wait_until
+from kmodd.record.journal import DELAY
 
 # End
 
@@ -606,6 +609,29 @@ def test_a_daemon_that_is_killed_loses_only_what_was_not_written(daemon: Daemon)
     daemon.wait()
     daemon.start()
     assert daemon.events()[: len(before)] == before
+
+
+WRITING = 1.0
+"""Seconds for the write itself, on a machine that has others to do."""
+
+
+def test_what_happened_is_on_disk_soon_whatever_comes_next(daemon: Daemon) -> None:
+    file = daemon.root / "var/lib/kmodd/journal.db"
+
+    def in_file() -> list[str]:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            return [json.loads(row[0])["event"] for row in connection.execute("SELECT data FROM events")]
+
+    # What the start has to say is written before: a write in progress would be waited for.
+    wait_until(lambda: "daemon" in in_file(), "the start is on disk")
+    with daemon.api() as api:
+        api.call("RequestModule", name="top")
+    answered = time.monotonic()
+    wait_until(lambda: "request" in in_file(), "the request is on disk")
+    assert time.monotonic() - answered < DELAY + WRITING
+    assert in_file() == ["daemon", "load", "request"]
+    daemon.kill_and_start()
+    assert [event["event"] for event in daemon.events()] == ["daemon", "load", "request", "daemon"]
 
 
 def test_s12_the_journal_can_be_switched_off_and_on(daemon: Daemon) -> None:

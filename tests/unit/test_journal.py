@@ -24,6 +24,7 @@ from kmodd.record.database import Database, NewerJournal, Reader
 from kmodd.record.history import History
 from kmodd.record.journal import Journal, seconds
 from kmodd.record.select import Selection
+from support import virtual
 
 START = datetime(2026, 11, 25, 8, 0, 0, 123456, tzinfo=UTC)
 DAY = 86400.0
@@ -143,6 +144,50 @@ def test_what_comes_while_events_are_written_waits_a_moment_too(path: Path) -> N
             await asyncio.sleep(0)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("writing", [0.0, 0.02, 0.1])
+def test_what_a_daemon_that_is_killed_loses_is_younger_than_a_second(path: Path, writing: float) -> None:
+    """Whatever comes when: all at once, and more than one write takes, or one by one for a while."""
+
+    async def story() -> list[float]:
+        loop = asyncio.get_running_loop()
+        noted: dict[int, float] = {}
+        written: dict[int, float] = {}
+
+        async def in_thread(name: str, work: Callable[[], None]) -> None:
+            await asyncio.sleep(writing)
+            work()
+            # What is in the file from now on survives.
+            known = len(written)
+            written.update(dict.fromkeys(range(known + 1, in_file_count() + 1), loop.time()))
+
+        def in_file_count() -> int:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                (count,) = connection.execute("SELECT count(*) FROM events").fetchone()
+            return int(count)
+
+        made = Journal(str(path), lambda: DAY * 10_000, in_thread)
+
+        def note(count: int) -> None:
+            for _ in range(count):
+                number = len(noted) + 1
+                noted[number] = loop.time()
+                made.note(event(number))
+
+        note(2 * journal_room._BATCH + 500)
+        for _ in range(300):
+            await asyncio.sleep(0.007)
+            note(1)
+        while len(written) < len(noted):
+            await asyncio.sleep(0.05)
+        return [written[number] - noted[number] for number in noted]
+
+    ages = virtual.run(story())
+    # Each waits for others, behind a write in progress, and for its own.
+    assert sorted(ages)[len(ages) // 4] >= journal_room.DELAY, "many are one write"
+    assert max(ages) < 1.0
+    assert max(ages[-150:]) <= journal_room.DELAY + 2 * writing + 1e-6, "those that come one by one"
 
 
 def test_only_root_may_read_it(path: Path) -> None:
