@@ -438,7 +438,11 @@ def test_log_in_words(daemon: Daemon) -> None:
         assert helper.packets() == [b"s\x01"]
     done = daemon.kmodd("log")
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 8
+    shown = done.stdout.splitlines()
+    assert len(shown) == 8
+    for line in shown:
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  \w", line)
+        assert (" cli " not in line and " kernel " not in line) or re.search(r"  \(by .+\)$", line)
     assert "\x1b" not in done.stdout
     assert "\\x1b[2J\\x0a\\xff" in done.stdout
 

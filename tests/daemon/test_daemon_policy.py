@@ -61,7 +61,7 @@ def test_a_denied_dependency_denies_the_request(make: Callable[..., Daemon]) -> 
     assert "denied by 30-x.toml:1: CVE-2026-1" in daemon.errors()
     assert daemon.kmodd("request", "plain").returncode == 0
     shown = daemon.kmodd("log", "--outcome", "denied").stdout
-    assert "(by 30-x.toml:1)" in shown
+    assert re.search(r"\(denied by 30-x\.toml:1\)  \(by \S+ \(pid \d+, uid \d+.*\)\)$", shown, re.MULTILINE)
     assert result["denied_modules"] == ["top", "dep"]
 
 

@@ -143,7 +143,7 @@ def test_an_events_line() -> None:
     insmod = {**NOBODY, "pid": 77, "comm": "insmod", "uid": 0}
     theirs = load(2, name="dccp", modules=["dccp"], outcome="loaded", duration_us=None, requester=insmod)
     assert " ".join(event_line(theirs).split()) == (
-        "08:00:00.123 load dccp loaded - dccp (by insmod (pid 77, uid 0))"
+        "2026-11-23 08:00:00.123 load dccp loaded - dccp (by insmod (pid 77, uid 0))"
     )
     out = {
         **unload("dccp"),
@@ -152,9 +152,55 @@ def test_an_events_line() -> None:
         "requester": insmod,
     }
     words = " ".join(event_line(out).split())
-    assert words == "09:30:00.123 unload dccp by others: insmod (pid 77, uid 0)"
+    assert words == "2026-11-23 09:30:00.123 unload dccp by others: insmod (pid 77, uid 0)"
     mine = {**unload("dccp"), "time": "2026-11-23T09:30:00.123456Z", "reason": "requested"}
     assert event_line(mine).endswith("  requested")
+
+
+def shown(event: dict[str, Any], **more: Any) -> str:
+    facts = {"name": "net-pf-33", "outcome": "loaded", "modules": ["dccp"], "duration_us": 100}
+    return event_line({**event, **facts, "coalesced_with": None, **more})
+
+
+def test_the_line_of_a_request_ends_with_who_asked() -> None:
+    python = request(1, pid=812, comm="python3", uid=1000)
+    assert shown(python) == (
+        "2026-11-23 08:00:00.123  kernel  net-pf-33                     loaded             0.1 ms  dccp"
+        "  (by python3 (pid 812, uid 1000))"
+    )
+    assert shown(python, coalesced_with=7).endswith(
+        "  dccp  (shares the load of request 7)  (by python3 (pid 812, uid 1000))"
+    )
+    deny = {"action": "deny", "rule": "30-x.toml:2", "mode": "enforce"}
+    denied = {"outcome": "denied", "modules": []}
+    assert shown(python, **denied, decision=deny).endswith(
+        "  -  (denied by 30-x.toml:2)  (by python3 (pid 812, uid 1000))"
+    )
+    assert shown(python, decision={**deny, "mode": "audit"}).endswith(
+        "  dccp  (would be denied by 30-x.toml:2)  (by python3 (pid 812, uid 1000))"
+    )
+    assert shown(request(1)).endswith("  dccp  (by a task that is not known)")
+    assert shown(request(1, "cli")).endswith("  dccp  (by somebody)")
+
+
+def test_columns_stand_below_each_other() -> None:
+    lines = [
+        shown(request(1)),
+        shown(load(2), requester=None),
+        event_line({**unload("dccp"), "reason": "requested"}),
+        event_line({**unload("dccp"), "event": "setting", "key": "serial", "old": False, "new": True}),
+    ]
+    assert {line[:24].count(" ") for line in lines} == {2}
+    assert [line.index(word) for line, word in zip(lines, ("net", "net", "dccp", "serial"), strict=True)] == [
+        33
+    ] * 4
+
+
+def test_a_log_shows_the_time_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "XYZ-5:30")
+    time.tzset()
+    late = {**unload("dccp"), "time": "2026-11-23T20:00:00.999999Z", "reason": "requested"}
+    assert event_line(late).startswith("2026-11-24 01:30:00.999  unload")
 
 
 def test_what_is_not_known_is_said() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from kmodd.views.show import task
+from kmodd.views.show import asker, task
 
 TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
 if TYPE_CHECKING:
@@ -123,10 +123,7 @@ def _moment(time: str) -> str:
 def _who(request: dict[str, Any] | None) -> str:
     if request is None:
         return "somebody whose request is no longer in the journal"
-    requester = request["requester"]
-    if requester["pid"] is None:
-        return "a task that is not known" if request["source"] == "kernel" else "somebody"
-    return task(requester)
+    return asker(request)
 
 
 def _reason(load: dict[str, Any], module: str) -> str:
