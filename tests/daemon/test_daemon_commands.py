@@ -682,7 +682,7 @@ def test_why(daemon: Daemon) -> None:
     assert (told.returncode, told.stderr) == (0, "")
     first, second = told.stdout.splitlines()
     assert re.fullmatch(
-        r"top was loaded on \w+ \S+ \S+ because \S+ \(pid \d+, uid \d+\) asked for alias-top, an alias of top\.",
+        r"top was loaded on \w+ \S+ \S+ because \S+ \(pid \d+, uid 0, root\) asked for alias-top, an alias of top\.",
         first,
     )
     assert second.endswith("asked for alias-top; top needs it.")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+import types
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from kmodd.cli import client
 from kmodd.record.origin import origin
 from kmodd.sources import varlink
 from kmodd.views import story as stories
@@ -110,6 +113,34 @@ def test_who_asked_how_and_what_needs_it() -> None:
     assert told(load(2), asker, module="dccp_ipv4").endswith(
         "which asked for net-pf-33, an alias of dccp_ipv4."
     )
+
+
+def test_a_user_has_the_name_that_it_has_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {1000: "alice", 1001: "a\nb\x1b[2J", 1002: "x" * 5000, 1003: ""}
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: types.SimpleNamespace(pw_name=known[uid]))
+    asker: dict[str, Any] = {"pid": 812, "comm": "python3"}
+    json = False
+
+    def why(**who: Any) -> str:
+        found = origin([load(2), request(1, **asker, **who)], "dccp", [denial(20, **asker, **who)])
+        answer = {"origin": {"module": "dccp", "live": True, "ours": True, **found}}
+        connection = types.SimpleNamespace(call=lambda *_method, **_parameters: answer)
+        monkeypatch.setattr(client, "Connection", lambda: connection)
+        assert client.why(Namespace(module=["dccp"], json=json)) == 0
+        return capsys.readouterr().out
+
+    assert why(uid=1000).count("python3 (pid 812, uid 1000, alice) asked for") == 2
+    assert "(pid 812, uid 1000, alice, unit a.service)" in why(uid=1000, unit="a.service")
+    assert "(pid 812, uid 1000, container c1)" in why(uid=1000, container="c1")
+    assert "(pid 812, uid 1001, a; b\\x1b[2J)" in why(uid=1001)
+    assert f"(pid 812, uid 1002, {'x' * 64})" in why(uid=1002)
+    assert "(pid 812, uid 1003)" in why(uid=1003)
+    assert "(pid 812, uid 4711)" in why(uid=4711)
+    assert "(pid 812)" in why()
+    json = True
+    assert "alice" not in why(uid=1000), "what programs read is what the daemon has told"
 
 
 def test_a_program_that_asked() -> None:

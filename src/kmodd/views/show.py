@@ -54,12 +54,14 @@ def milliseconds(microseconds: int | None) -> str:
 
 
 def task(requester: dict[str, Any]) -> str:
-    """Return a task that is known as people say it: `insmod (pid 77, uid 0)`."""
+    """Return a task that is known as people say it: `insmod (pid 77, uid 0)`, with its `user` if there is."""
     if requester.get("kernel_thread"):
         return f"a kernel thread ({requester['comm']})"
     facts = [f"pid {requester['pid']}"]
     if requester["uid"] is not None:
         facts.append(f"uid {requester['uid']}")
+    if requester.get("user"):
+        facts.append(requester["user"])
     facts += [f"{what} {requester[what]}" for what in ("unit", "container") if requester[what]]
     return f"{requester['comm'] or 'a task'} ({', '.join(facts)})"
 
