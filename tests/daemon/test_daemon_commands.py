@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
@@ -438,7 +440,11 @@ def test_log_in_words(daemon: Daemon) -> None:
         assert helper.packets() == [b"s\x01"]
     done = daemon.kmodd("log")
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 8
+    shown = done.stdout.splitlines()
+    assert len(shown) == 8
+    for line in shown:
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  \w", line)
+        assert (" cli " not in line and " kernel " not in line) or re.search(r"  \(by .+\)$", line)
     assert "\x1b" not in done.stdout
     assert "\\x1b[2J\\x0a\\xff" in done.stdout
 
@@ -678,7 +684,7 @@ def test_why(daemon: Daemon) -> None:
     assert (told.returncode, told.stderr) == (0, "")
     first, second = told.stdout.splitlines()
     assert re.fullmatch(
-        r"top was loaded on \w+ \S+ \S+ because \S+ \(pid \d+, uid \d+\) asked for alias-top, an alias of top\.",
+        r"top was loaded on \w+ \S+ \S+ because \S+ \(pid \d+, uid 0, root\) asked for alias-top, an alias of top\.",
         first,
     )
     assert second.endswith("asked for alias-top; top needs it.")
@@ -692,6 +698,44 @@ def test_why(daemon: Daemon) -> None:
     assert (found["load"]["name"], found["request"]["source"], found["unload"]) == ("top", "cli", None)
     refused = daemon.kmodd("why", "a b")
     assert (refused.returncode, refused.stdout) == (2, "")
+
+
+def test_why_once_the_journal_has_the_load_no_more(daemon: Daemon) -> None:
+    daemon.kmodd("request", "top")
+    (listed,) = [each for each in lines(daemon.kmodd("list", "--json")) if each["name"] == "top"]
+    wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "it is written")
+    with contextlib.closing(sqlite3.connect(daemon.root / "var/lib/kmodd/journal.db")) as file, file:
+        file.execute("DELETE FROM events")
+    told = daemon.kmodd("why", "top")
+    assert (told.returncode, told.stdout) == (
+        0,
+        f"top was brought in by kmodd (request {listed['brought_in_by']}); that is no longer in the journal.\n",
+    )
+    (found,) = lines(daemon.kmodd("why", "--json", "top"))
+    assert (found["brought_in_by"], found["load"], found["problem"]) == (listed["brought_in_by"], None, None)
+
+
+def test_what_cannot_be_read_is_not_told(daemon: Daemon) -> None:
+    daemon.kmodd("request", "top")
+    wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "it is written")
+    file = daemon.root / "var/lib/kmodd/journal.db"
+    Path(f"{file}-wal").unlink()
+    file.write_text("no database at all, for sure" * 100)
+    why = f"cannot read {file}: file is not a database"
+    told = daemon.kmodd("why", "top", "plain")
+    assert told.returncode == 1
+    first, second = told.stdout.splitlines()
+    assert re.fullmatch(rf"top was brought in by kmodd \(request \d+\)\. .*: {re.escape(why)}\.", first)
+    assert second == f"plain is not in the kernel. What the journal knows of it is not told: {why}."
+    shown = daemon.kmodd("log")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == f"kmodd: {why}; what is in it is not told\n"
+    follows = daemon.kmodd("log", "-f")
+    assert (follows.returncode, one_sentence(follows.stderr)) == (1, True)
+    assert "`kmodd log -f -n 0`" in follows.stderr
+    with daemon.follow(count=0) as log:
+        daemon.kmodd("request", "plain")
+        assert log.event(event="request")["name"] == "plain"
 
 
 def test_why_is_not_for_everybody(daemon: Daemon) -> None:

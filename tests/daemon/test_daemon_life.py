@@ -8,13 +8,16 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from daemon.daemon_harness import PATIENCE, Daemon, Reply, wait_until
+from kmodd.record.journal import DELAY
 
 # End
 
@@ -608,6 +611,29 @@ def test_a_daemon_that_is_killed_loses_only_what_was_not_written(daemon: Daemon)
     assert daemon.events()[: len(before)] == before
 
 
+WRITING = 1.0
+"""Seconds for the write itself, on a machine that has others to do."""
+
+
+def test_what_happened_is_on_disk_soon_whatever_comes_next(daemon: Daemon) -> None:
+    file = daemon.root / "var/lib/kmodd/journal.db"
+
+    def in_file() -> list[str]:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            return [json.loads(row[0])["event"] for row in connection.execute("SELECT data FROM events")]
+
+    # What the start has to say is written before: a write in progress would be waited for.
+    wait_until(lambda: "daemon" in in_file(), "the start is on disk")
+    with daemon.api() as api:
+        api.call("RequestModule", name="top")
+    answered = time.monotonic()
+    wait_until(lambda: "request" in in_file(), "the request is on disk")
+    assert time.monotonic() - answered < DELAY + WRITING
+    assert in_file() == ["daemon", "load", "request"]
+    daemon.kill_and_start()
+    assert [event["event"] for event in daemon.events()] == ["daemon", "load", "request", "daemon"]
+
+
 def test_s12_the_journal_can_be_switched_off_and_on(daemon: Daemon) -> None:
     state = daemon.root / "var/lib/kmodd"
     daemon.tune("journal", False)
@@ -645,11 +671,39 @@ def test_a_journal_that_cannot_be_written_keeps_nobody_waiting(make: Callable[..
     assert daemon.kmodd("request", "top").returncode == 0
     status = daemon.status()["journal"]
     assert status["problem"] == f"cannot write {place}/journal.db: File exists"
-    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
+    with daemon.api() as api:
+        api.send("Log", more=True)
+        assert api.event(event="request")["name"] == "top"
+        # What was there before is not known, and that is said.
+        with pytest.raises(Reply) as raised:
+            api.receive()
+    assert raised.value.error == "io.kmodd.JournalUnreadable"
+    assert raised.value.parameters["error"].startswith(f"cannot read {place}/journal.db: File exists")
     # An administrator mends it, and what waited is written.
     place.unlink()
     wait_until(lambda: daemon.status()["journal"]["waiting"] == 0, "it is written")
     assert daemon.status()["journal"]["problem"] is None
+    assert [event["name"] for event in daemon.events(event="request")] == ["top"]
+
+
+FAILING_STEP = """
+from kmodd.record import database
+database._MIGRATIONS += ("ALTER TABLE events ADD COLUMN gid INTEGER; INSERT INTO nowhere VALUES (1);",)
+"""
+
+
+def test_a_journal_that_cannot_be_brought_up_keeps_nobody_waiting(daemon: Daemon) -> None:
+    daemon.kmodd("request", "plain")
+    before = daemon.events()
+    daemon.stop()
+    daemon.start(prelude=FAILING_STEP)
+    assert daemon.kmodd("request", "top").returncode == 0
+    file = daemon.root / "var/lib/kmodd/journal.db"
+    assert daemon.status()["journal"]["problem"] == f"cannot write {file}: no such table: nowhere"
+    assert f"journal: cannot write {file}: no such table: nowhere" in daemon.errors()
+    daemon.stop()
+    daemon.start()
+    assert daemon.events()[: len(before)] == before
 
 
 SLOW_TRACING = """

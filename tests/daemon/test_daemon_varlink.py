@@ -37,6 +37,7 @@ METHODS = {
 }  # fmt: skip
 ERRORS = {
     "NotFound", "Denied", "LoadFailed", "RemoveFailed", "TimedOut", "Deadlock", "InvalidName", "InvalidPolicy", "InvalidSetting",
+    "JournalUnreadable",
     "NotPermitted",
 }  # fmt: skip
 

@@ -63,7 +63,8 @@ def session() -> list[tuple[str, str]]:
 
 def alike(text: str) -> str:
     """Without what differs from run to run."""
-    text = re.sub(r"\d\d:\d\d:\d\d(\.\d{3})?", "TIME", text)
+    text = re.sub(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(\.\d{3})?", "TIME", text)
+    text = re.sub(r"\(by \S+ \(pid [^()]*\)\)", "(by WHO)", text)
     return re.sub(r" *\d+\.\d ms", " N ms", text).strip()
 
 

@@ -98,12 +98,12 @@ def test_where_it_comes_from_in_a_sentence_and_list_does_not_claim_it(call: Call
     pid = call("insmod", name="kmodd_sleep")
     words = call("why_says", module="kmodd_sleep", words="insmod")
     assert words.startswith("kmodd_sleep was loaded on ")
-    assert words.endswith(f" by insmod (pid {pid}, uid 0), not through kmodd.\n")
+    assert words.endswith(f" by insmod (pid {pid}, uid 0, root), not through kmodd.\n")
     shown = call("api", method="ListModules")["modules"]
     assert {module["brought_in_by"] for module in shown if module["name"] == "kmodd_sleep"} == {None}
     gone = call("result = by_hand('rmmod', 'kmodd_sleep')")
     words = call("why_says", module="kmodd_sleep", words="rmmod")
-    assert words.endswith(f" by rmmod (pid {gone}, uid 0).\n")
+    assert words.endswith(f" by rmmod (pid {gone}, uid 0, root).\n")
     log = call("result = kmodd('log', '--module', 'kmodd_sleep', '-n', '2')")[1].splitlines()
     assert f"(by insmod (pid {pid}, uid 0))" in log[0]
     assert f"by others: rmmod (pid {gone}, uid 0)" in log[1]

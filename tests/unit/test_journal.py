@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 
 from kmodd.model import Event
+from kmodd.record import database as database_room
 from kmodd.record import journal as journal_room
 from kmodd.record.database import Database, NewerJournal, Reader
+from kmodd.record.history import History
 from kmodd.record.journal import Journal, seconds
 from kmodd.record.select import Selection
+from support import virtual
 
 START = datetime(2026, 11, 25, 8, 0, 0, 123456, tzinfo=UTC)
 DAY = 86400.0
@@ -143,6 +146,50 @@ def test_what_comes_while_events_are_written_waits_a_moment_too(path: Path) -> N
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("writing", [0.0, 0.02, 0.1])
+def test_what_a_daemon_that_is_killed_loses_is_younger_than_a_second(path: Path, writing: float) -> None:
+    """Whatever comes when: all at once, and more than one write takes, or one by one for a while."""
+
+    async def story() -> list[float]:
+        loop = asyncio.get_running_loop()
+        noted: dict[int, float] = {}
+        written: dict[int, float] = {}
+
+        async def in_thread(name: str, work: Callable[[], None]) -> None:
+            await asyncio.sleep(writing)
+            work()
+            # What is in the file from now on survives.
+            known = len(written)
+            written.update(dict.fromkeys(range(known + 1, in_file_count() + 1), loop.time()))
+
+        def in_file_count() -> int:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                (count,) = connection.execute("SELECT count(*) FROM events").fetchone()
+            return int(count)
+
+        made = Journal(str(path), lambda: DAY * 10_000, in_thread)
+
+        def note(count: int) -> None:
+            for _ in range(count):
+                number = len(noted) + 1
+                noted[number] = loop.time()
+                made.note(event(number))
+
+        note(2 * journal_room._BATCH + 500)
+        for _ in range(300):
+            await asyncio.sleep(0.007)
+            note(1)
+        while len(written) < len(noted):
+            await asyncio.sleep(0.05)
+        return [written[number] - noted[number] for number in noted]
+
+    ages = virtual.run(story())
+    # Each waits for others, behind a write in progress, and for its own.
+    assert sorted(ages)[len(ages) // 4] >= journal_room.DELAY, "many are one write"
+    assert max(ages) < 1.0
+    assert max(ages[-150:]) <= journal_room.DELAY + 2 * writing + 1e-6, "those that come one by one"
+
+
 def test_only_root_may_read_it(path: Path) -> None:
     asyncio.run(filled(path, 1))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -233,6 +280,55 @@ def test_there_is_an_end_to_how_many(path: Path, monkeypatch: pytest.MonkeyPatch
     database = Database(str(path))
     database.append([event(number) for number in range(1, 26)], keep=DAY * 10_000)
     assert [data["id"] for data in Reader(str(path), 25, Selection(), None).page()] == list(range(16, 26))
+
+
+def told(number: int, kind: str, outcome: str, *modules: str) -> Event:
+    return Event(number, START, kind, {"outcome": outcome, "modules": list(modules)})
+
+
+def test_at_the_bound_those_go_first_that_anybody_can_cause_without_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kmodd.record.database.EVENTS_MAX", 20)
+    evidence = [
+        told(1, "load", "loaded", "m"),
+        told(2, "request", "loaded", "m"),
+        told(3, "load", "failed", "needed"),
+        told(4, "request", "timed-out"),
+        Event(5, START, "unload", {"module": "m"}),
+    ]
+    denied = [told(number, "request", "denied") for number in range(6, 11)]
+    absent = [told(11 + 2 * n + i, ("load", "request")[i], "not-found") for n in range(20) for i in range(2)]
+    again = [told(number, "request", "already-live") for number in range(51, 81)]
+    database = Database(str(path))
+    database.append([*evidence, *denied, *absent], keep=DAY * 10_000)
+    assert in_file(path) == [*range(1, 11), *range(41, 51)]
+    # Where there are no more of them what else brought nothing in goes, and then only what did.
+    database.append(again, keep=DAY * 10_000)
+    assert in_file(path) == [*range(1, 6), *range(66, 81)]
+    loads = [told(number, "load", "loaded", "m") for number in range(81, 98)]
+    database.append([*loads, told(98, "request", "not-found")], keep=DAY * 10_000)
+    assert in_file(path) == [4, 5, *range(81, 99)]
+    assert database.last() == (98, 98), "the newest stay, and so do the numbers"
+    database.close()
+
+
+def test_at_the_bound_what_goes_is_not_looked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is there: what goes is found by an index, but for the one time that this is made."""
+
+    def cost(folder: str, count: int) -> int:
+        monkeypatch.setattr("kmodd.record.database.EVENTS_MAX", count)
+        database = Database(str(path.parent / folder / "journal.db"))
+        database.append([told(number, "load", "loaded", "m") for number in range(1, count)], keep=None)
+        database.append(
+            [told(count + n, "request", "not-found") for n in range(3 * count)], keep=DAY * 10_000
+        )
+        one = [told(4 * count, "request", "not-found")]
+        found = steps(database, lambda: database.append(one, keep=DAY * 10_000))
+        database.close()
+        return found
+
+    assert cost("large", 10_000) <= cost("small", 100) + 5
 
 
 @pytest.mark.parametrize(
@@ -401,6 +497,74 @@ def test_a_damaged_file_is_left_alone_while_it_is_off(path: Path) -> None:
 # What goes wrong
 
 
+@pytest.mark.parametrize("memory", [[], [event(4)]])
+def test_a_file_that_cannot_be_read_is_told(path: Path, memory: list[Event]) -> None:
+    def spoil() -> None:
+        os.unlink(f"{path}-wal")
+        path.write_text("no database at all, for sure" * 100)
+
+    async def story() -> None:
+        made = await filled(path, 3)
+        for waiting in memory:
+            made.note(waiting)
+        spoil()
+        for shown in (one_by_one, History.whole):
+            history = made.history(Selection(), None)
+            assert [data["id"] for data in await shown(history)] == [each.id for each in memory]
+            assert history.problem == f"cannot read {path}: file is not a database"
+        nothing = made.history(Selection(), 0)
+        assert (await nothing.whole(), nothing.problem) == ([], None)
+
+    async def one_by_one(history: History) -> list[dict[str, Any]]:
+        return [data async for data in history.events()]
+
+    asyncio.run(story())
+
+
+def test_half_of_what_happened_is_no_story(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Reader.page
+
+    def fails_behind_the_first(self: Reader) -> list[dict[str, Any]]:
+        if self._after is not None:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return page(self)
+
+    async def story() -> None:
+        made = await filled(path, 3)
+        monkeypatch.setattr(Reader, "page", fails_behind_the_first)
+        history = made.history(Selection(), None)
+        assert await history.whole() == []
+        assert history.problem == f"cannot read {path}: database disk image is malformed"
+
+    asyncio.run(story())
+
+
+def test_a_file_that_was_never_opened_is_not_an_empty_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await (await filled(path, 3)).close(5)
+        monkeypatch.setattr("kmodd.record.database._BUSY", 0.01)
+        monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        made = journal(path)
+        assert await made.open() == 0
+        made.note(event(4))
+        history = made.history(Selection(), None)
+        assert [data["id"] for data in await history.whole()] == [4]
+        assert history.problem == f"cannot read {path}: database is locked"
+        other.execute("ROLLBACK")
+        other.close()
+        assert await made.flush(5)
+        history = made.history(Selection(), None)
+        assert [data["id"] for data in await history.whole()] == [1, 2, 3, 4]
+        assert history.problem is None
+
+    asyncio.run(story())
+
+
 def test_a_full_disk_costs_nothing_but_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
     full = [True]
@@ -528,6 +692,73 @@ def test_a_later_versions_file_is_left_alone(path: Path) -> None:
     with pytest.raises(NewerJournal, match="later version of kmodd"):
         Database(str(path)).append([event(2)], keep=None)
     assert path.read_bytes() == before
+
+
+NEXT_STEP = "ALTER TABLE events ADD COLUMN gid INTEGER; UPDATE events SET gid = -1;"
+
+
+def version(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(found)
+
+
+def content(path: Path) -> list[str]:
+    """All that is in a file: its tables as they were made, and their rows."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return list(connection.iterdump())
+
+
+def test_an_earlier_versions_file_is_brought_up_with_its_events(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await (await filled(path, 3)).close(5)
+        before = version(path)
+        monkeypatch.setattr(database_room, "_MIGRATIONS", (*database_room._MIGRATIONS, NEXT_STEP))
+        made = journal(path)
+        assert await made.open() == 3
+        assert (made.problem, version(path)) == (None, before + 1)
+        made.note(event(4))
+        assert await made.flush(5)
+        assert await all_of(made) == [1, 2, 3, 4]
+        await made.close(5)
+
+    asyncio.run(story())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT id, gid FROM events ORDER BY seq").fetchall()
+    assert rows == [(1, -1), (2, -1), (3, -1), (4, None)], "each step is taken once"
+
+
+def test_a_step_that_fails_midway_leaves_the_file_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_room, "_RETRIES", (0.0,))
+    steps_before = database_room._MIGRATIONS
+
+    async def story() -> None:
+        await (await filled(path, 3)).close(5)
+        before = version(path), content(path)
+        fails = f"{NEXT_STEP} INSERT INTO nowhere VALUES (1);"
+        monkeypatch.setattr(database_room, "_MIGRATIONS", (*steps_before, fails))
+        made = journal(path)
+        assert await made.open() == 0
+        made.note(event(4))
+        assert not await made.flush(5)
+        # Nobody is in its way, and it says so: here, and to whoever asks what happened.
+        assert made.problem == f"cannot write {path}: no such table: nowhere"
+        history = made.history(Selection(), None)
+        assert [data["id"] for data in await history.whole()] == [4]
+        assert history.problem == f"cannot read {path}: no such table: nowhere"
+        assert (version(path), content(path)) == before
+        # A version that can do it loses nothing.
+        monkeypatch.setattr(database_room, "_MIGRATIONS", (*steps_before, NEXT_STEP))
+        assert await made.flush(5)
+        assert made.problem is None
+        assert await all_of(made) == [1, 2, 3, 4]
+        await made.close(5)
+
+    asyncio.run(story())
 
 
 def test_a_place_where_nothing_can_be_written_is_told(tmp_path: Path) -> None:

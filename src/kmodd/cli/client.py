@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_USER_MAX = 64
+"""Bytes of a user's name that are shown."""
+
+
 def _print_json(value: object) -> None:
     print(plainjson.dumps(value), flush=True)
 
@@ -147,10 +151,30 @@ def why(arguments: Namespace) -> int:
         if arguments.json:
             _print_json(told)
         else:
+            _name_users(told)
             print(story(told, told["module"]))
-        if told["load"] is None and told.get("denied") is None and not told["live"]:
-            status = NotFound.exit_status
+        if told.get("problem") is not None:
+            status = KmoddError.exit_status
+        elif told["load"] is None and told.get("denied") is None and not told["live"]:
+            status = status or NotFound.exit_status
     return status
+
+
+def _name_users(told: dict[str, Any]) -> None:
+    """Give each requester the name that its uid has here; in a container it may be somebody else's."""
+    events = [told[what] for what in ("load", "request", "unload", "denied") if told.get(what)]
+    for requester in filter(None, (event.get("requester") for event in events)):
+        if requester["uid"] is not None and not requester["container"]:
+            requester["user"] = _user(requester["uid"])
+
+
+def _user(uid: int) -> str | None:
+    import pwd  # noqa: PLC0415 - for nothing else
+
+    try:
+        return names.printable(os.fsencode(pwd.getpwuid(uid).pw_name), _USER_MAX)
+    except (KeyError, OverflowError, OSError):
+        return None
 
 
 def status(arguments: Namespace) -> int:
@@ -279,5 +303,8 @@ def log(arguments: Namespace) -> int:
             else:
                 print(show.event_line(reply["event"]), flush=True)
     except Reply as reply:
-        raise reply.as_error() from None
+        error = reply.as_error()
+        if arguments.follow and reply.error == "io.kmodd.JournalUnreadable":
+            error = KmoddError(f"{error}; `kmodd log -f -n 0` follows what comes")
+        raise error from None
     return 0

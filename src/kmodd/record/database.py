@@ -21,7 +21,11 @@ from kmodd.model import Event
 from kmodd.record.select import Selection
 
 EVENTS_MAX = 1_000_000
-"""Events that are kept at the most, however young: about 700 MB, more where many modules were denied."""
+"""Events that are kept at the most, however young: about 700 MB, more where many modules were denied.
+
+Of those beyond it the oldest go that anybody can cause without end: first what was asked for and is not
+there, then what else brought nothing in, but for the newest tenth; others only where that is not enough.
+"""
 
 _BUSY = 1.0
 """Seconds that a call waits for somebody else's lock on the file."""
@@ -37,6 +41,22 @@ _BACKWARD = _WANTED + "AND seq < :seq ORDER BY seq DESC LIMIT :page"
 _HIGHEST = "SELECT max(id) FROM (SELECT id FROM events ORDER BY seq DESC LIMIT :newest)"
 _IN_PROGRESS_MAX = 100_000
 """Behind the event with the highest number are only those that were in progress when it began."""
+_IN_VAIN = (
+    "outcome NOT IN ('loaded', 'timed-out') "
+    "AND (outcome IN ('not-found', 'denied') OR instr(data, '\"modules\": []'))"
+)
+"""What has failed may have brought in what it needs all the same, and is known by the modules it tells."""
+_INDEX_IN_VAIN = f"""
+    CREATE INDEX IF NOT EXISTS events_in_vain ON events (outcome <> 'not-found', seq) WHERE {_IN_VAIN}
+"""
+"""Made where it is needed, at the bound: no start waits for it, and to every version it is one more index."""
+_DROP_IN_VAIN = f"""
+    DELETE FROM events WHERE seq IN (
+        SELECT seq FROM events WHERE {_IN_VAIN} AND seq <= :until
+        ORDER BY outcome <> 'not-found', seq LIMIT :beyond
+    )
+"""  # noqa: S608 - of constants only
+_DROP_OLDEST = "DELETE FROM events WHERE seq IN (SELECT seq FROM events ORDER BY seq LIMIT :beyond)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _MIGRATIONS = (
@@ -144,9 +164,14 @@ class Database:
     def _expire(connection: sqlite3.Connection, keep: float) -> None:
         oldest = _microseconds(datetime.now(UTC)) - int(keep * 1_000_000)
         connection.execute("DELETE FROM events WHERE time < ?", (oldest,))
-        (newest,) = connection.execute("SELECT max(seq) FROM events").fetchone()
-        if newest is not None:
-            connection.execute("DELETE FROM events WHERE seq <= ?", (newest - EVENTS_MAX,))
+        (count,) = connection.execute("SELECT count(*) FROM events").fetchone()
+        beyond = count - EVENTS_MAX
+        if beyond <= 0:
+            return
+        connection.execute(_INDEX_IN_VAIN)
+        until = _place(connection) - EVENTS_MAX // 10
+        dropped = connection.execute(_DROP_IN_VAIN, {"until": until, "beyond": beyond}).rowcount
+        connection.execute(_DROP_OLDEST, {"beyond": beyond - dropped})
 
     def _put_aside(self) -> None:
         """Rename a damaged file, and remove what belongs to it; the last damaged one is kept."""

@@ -25,21 +25,30 @@ class History:
         selection: Selection,
         count: int | None,
         in_thread: Callable[[str, Callable[[], None]], Awaitable[None]],
+        problem: str | None = None,
     ) -> None:
+        """`problem`: why nothing is known of the file, in a sentence; None where that is not so."""
         self._path = path
         self._until = until
         self._selection = selection
         self._in_thread = in_thread
         self._waiting = newest(waiting, selection, count)
         self._count = None if count is None else count - len(self._waiting)
+        self.problem = None if self._count == 0 else problem
+        """Once all were yielded: why those of the file are not among them, or not all; None for all there."""
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield each as a JSON object, oldest first. Where the file cannot be read they begin later."""
+        """Yield each as a JSON object, oldest first. Where the file cannot be read that is `problem`."""
         if self._until and self._count != 0:
             async for data in self._written():
                 yield data
         for event in self._waiting:
             yield event.as_json()
+
+    async def whole(self) -> list[dict[str, Any]]:
+        """Return them all; where the file cannot be read none of it: the newest ones would be missing."""
+        events = [data async for data in self.events()]
+        return events if self.problem is None else [event.as_json() for event in self._waiting]
 
     async def _written(self) -> AsyncIterator[dict[str, Any]]:
         reader = Reader(self._path, self._until, self._selection, self._count)
@@ -56,4 +65,10 @@ class History:
                 for data in page:
                     yield data
         except (sqlite3.Error, OSError, ValueError) as err:
-            log.error("cannot read %s: %s", self._path, err)
+            self.problem = f"cannot read {self._path}: {words(err)}"
+            log.error("%s", self.problem)
+
+
+def words(err: BaseException) -> str:
+    """Return what is wrong with a file, without its name."""
+    return (isinstance(err, OSError) and err.strerror) or str(err)

@@ -17,7 +17,7 @@ from itertools import islice
 from kmodd.errors import KmoddError
 from kmodd.model import Event
 from kmodd.record.database import Database, NewerJournal, last_without_writing
-from kmodd.record.history import History
+from kmodd.record.history import History, words
 from kmodd.record.select import Selection
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Journal:
         self._until = 0
         self._expired = float("-inf")
         self._closed = False
+        self._unread: str | None = None
         self.problem: str | None = None
         """Why nothing is written at the moment, in a sentence; None where all is well."""
         self.lost = 0
@@ -78,21 +79,24 @@ class Journal:
         def look() -> None:
             found.append(self._database.last() if self._on else last_without_writing(self.path))
 
+        self._unread = f"cannot read {self.path}: it is still being opened"
         try:
             await self._in_thread("kmod_journal", look)
         except (sqlite3.Error, OSError, KmoddError) as err:
+            self._unread = self._sentence("read", err)
             if self._on:
                 self._failed(err)
             else:
-                log.error("journal: cannot read %s: %s", self.path, err)
+                log.error("journal: %s", self._unread)
             return 0
         number, self._until = found[0]
+        self._unread = None
         return number
 
     def history(self, selection: Selection, count: int | None) -> History:
         """Return the events so far that match, the newest `count` of them; in the file or not yet."""
         in_memory = [*self._waiting, *self._held]
-        return History(self.path, self._until, in_memory, selection, count, self._in_thread)
+        return History(self.path, self._until, in_memory, selection, count, self._in_thread, self._unread)
 
     def note(self, event: Event) -> None:
         """Have an event written soon."""
@@ -179,7 +183,7 @@ class Journal:
                 self._failed(err)
                 return
             # In one step of the loop: each event is either below `_until` in the file, or waits.
-            self._until = written[0]
+            self._until, self._unread = written[0], None
             for _ in batch:
                 self._waiting.popleft()
             if expire:
@@ -205,12 +209,14 @@ class Journal:
         self.problem, self._failures = None, 0
 
     def _failed(self, err: BaseException) -> None:
-        words = err.strerror if isinstance(err, OSError) else err
-        problem = str(err) if isinstance(err, NewerJournal) else f"cannot write {self.path}: {words}"
+        problem = self._sentence("write", err)
         if problem != self.problem:
             log.error("journal: %s; events wait in memory, at most %d", problem, WAITING_MAX)
         self.problem = problem
         self._failures += 1
+
+    def _sentence(self, deed: str, err: BaseException) -> str:
+        return str(err) if isinstance(err, NewerJournal) else f"cannot {deed} {self.path}: {words(err)}"
 
     def _succeeded(self) -> None:
         if self.problem is not None:

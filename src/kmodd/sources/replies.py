@@ -101,6 +101,13 @@ class InvalidPolicy(TypedVarlinkErrorReply, interface="io.kmodd"):
         error: str
 
 
+class JournalUnreadable(TypedVarlinkErrorReply, interface="io.kmodd"):
+    """What is in the journal's file cannot be told; what is not there yet was told before this."""
+
+    class Parameters:
+        error: str
+
+
 class NotPermitted(TypedVarlinkErrorReply, interface="io.kmodd"):
     """The caller may not do this."""
 

@@ -35,6 +35,7 @@ from kmodd.sources.replies import (
     InvalidName,
     InvalidPolicy,
     InvalidSetting,
+    JournalUnreadable,
     LoadFailed,
     NotFound,
     NotPermitted,
@@ -115,6 +116,7 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         InvalidName,
         InvalidPolicy,
         InvalidSetting,
+        JournalUnreadable,
         NotPermitted,
     )
 
@@ -321,8 +323,10 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
     async def Why(self, *, module: str) -> Any:  # noqa: N802 - varlink's spelling
         """Return how a module came in: the events `load`, `request` and `unload`, each or null.
 
-        `live`: whether it is in the kernel; `ours`: whether that is the one which `load` tells of. `denied`:
-        the last request for it since then that was denied, or null; `denials`: how many, of the last 100.
+        `live`: whether it is in the kernel; `ours`: whether that is the one which `load` tells of;
+        `brought_in_by`: as ListModules tells, whatever the journal still has. `denied`: the last request for
+        it since then that was denied, or null; `denials`: how many, of the last 100. `problem`: why the
+        journal cannot be read, or null; the events are those then that are not in its file yet.
         """
         self._need_reader()
         try:
@@ -331,18 +335,24 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
             raise InvalidName(
                 name=escape(module.encode("utf-8", "replace")), error=str(err), result=None
             ) from err
-        live, _requests = await self._remover.live()
+        live, brought_in_by = await self._remover.live()
         identity = self._remover.identity(plain)
         glob = _literal(plain)
         # Looked for by themselves: who asks for what he may not have, in a loop, hides no load.
         history = self._journal.history(Selection(module=glob, denied=False), WHY_MAX)
         denials = Selection(module=glob, event="request", outcome=Outcome.DENIED.value)
         refused = self._journal.history(denials, DENIALS_MAX)
-        events = [event async for event in history.events()]
-        found = origin(events, plain, [event async for event in refused.events()])
+        found = origin(await history.whole(), plain, await refused.whole())
         load = found["load"]
         ours = load is not None and identity is not None and load["identities"].get(plain) == identity
-        return {"module": plain, "live": plain in live, "ours": ours, **found}
+        return {
+            "module": plain,
+            "live": plain in live,
+            "ours": ours,
+            "brought_in_by": brought_in_by.get(plain),
+            "problem": history.problem or refused.problem,
+            **found,
+        }
 
     def _need_reader(self) -> None:
         """Refuse those who may not know who asked for what."""
@@ -366,7 +376,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         """Return events, oldest first; with `follow` go on with each new one. The last reply is null.
 
         `since`: a time as events show it, or seconds before now with an `s` behind. `module` and `name`
-        are globs. `count`: the newest so many.
+        are globs. `count`: the newest so many. Where the journal cannot be read it ends with an error behind
+        those that are not in its file yet, with `follow`, too; a `count` of 0 follows all the same.
         """
         self._need_reader()
         selection = Selection(_since(since), module, name, outcome, uid)
@@ -383,6 +394,8 @@ class KmoddInterface(PolicyMethods, VarlinkInterface, name="io.kmodd"):
         try:
             async for data in history.events():
                 yield data
+            if history.problem is not None:
+                raise JournalUnreadable(error=f"{history.problem}; what is in it is not told")
             while follow:
                 yield (await queue.get()).as_json()
         finally:

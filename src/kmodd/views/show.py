@@ -54,14 +54,32 @@ def milliseconds(microseconds: int | None) -> str:
 
 
 def task(requester: dict[str, Any]) -> str:
-    """Return a task that is known as people say it: `insmod (pid 77, uid 0)`."""
+    """Return a task that is known as people say it: `insmod (pid 77, uid 0)`, with its `user` if there is."""
     if requester.get("kernel_thread"):
         return f"a kernel thread ({requester['comm']})"
     facts = [f"pid {requester['pid']}"]
     if requester["uid"] is not None:
         facts.append(f"uid {requester['uid']}")
+    if requester.get("user"):
+        facts.append(requester["user"])
     facts += [f"{what} {requester[what]}" for what in ("unit", "container") if requester[what]]
     return f"{requester['comm'] or 'a task'} ({', '.join(facts)})"
+
+
+def asker(request: dict[str, Any]) -> str:
+    """Return who has made a request, as people say it."""
+    requester = request["requester"]
+    if requester["pid"] is None:
+        return "a task that is not known" if request["source"] == "kernel" else "somebody"
+    return task(requester)
+
+
+def _local(time: str) -> str:
+    """Return an event's time as it is here, as `--since` takes it: `2026-11-23 09:00:00.123`."""
+    from datetime import datetime  # noqa: PLC0415 - nothing else here needs it, and it is no small thing
+
+    here = datetime.fromisoformat(time).astimezone().replace(tzinfo=None)
+    return here.isoformat(" ", "milliseconds")
 
 
 def _decision_words(event: dict[str, Any]) -> str:
@@ -70,12 +88,12 @@ def _decision_words(event: dict[str, Any]) -> str:
     if decision is None or decision["action"] != "deny":
         return ""
     by = decision["rule"] or "no rule lets this user"
-    return f"  (by {by})" if decision["mode"] != "audit" else f"  (would be denied by {by})"
+    return f"  (denied by {by})" if decision["mode"] != "audit" else f"  (would be denied by {by})"
 
 
 def event_line(event: dict[str, Any]) -> str:
-    """Return one event as one line: time, source, name, outcome, modules, milliseconds."""
-    time = event["time"][11:23]
+    """Return one event as one line: local time, source, name, outcome, milliseconds, modules, who asked."""
+    time = _local(event["time"])
     kind = event["event"]
     if kind in {"request", "load"}:
         modules = "?" if event["modules"] is None else " ".join(event["modules"]) or "-"
@@ -84,10 +102,11 @@ def event_line(event: dict[str, Any]) -> str:
             f"{time}  {source:<6}  {event['name']:<28}  {outcome(event['outcome'], 12)}  "
             f"{milliseconds(event['duration_us']):>11}  {modules}"
         )
-        if event.get("requester") and kind == "load":
-            return f"{line}  (by {task(event['requester'])})"
-        shared = event.get("coalesced_with")
-        return line + (f"  (shares the load of request {shared})" if shared else "") + _decision_words(event)
+        if kind == "load":
+            return f"{line}  (by {task(event['requester'])})" if event.get("requester") else line
+        shared = event["coalesced_with"]
+        line += f"  (shares the load of request {shared})" if shared else ""
+        return f"{line}{_decision_words(event)}  (by {asker(event)})"
     if kind == "unload":
         by = f": {task(event['requester'])}" if event.get("requester") else ""
         return f"{time}  {'unload':<6}  {event['module']:<28}  {event['reason']}{by}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from kmodd.views.show import task
+from kmodd.views.show import asker, task
 
 TYPE_CHECKING = False  # as mypy reads it; importing typing would cost a third of Python's own start
 if TYPE_CHECKING:
@@ -39,19 +39,17 @@ DENIALS_MAX = 100
 def story(told: dict[str, Any], module: str) -> str:
     """Return what `io.kmodd.Why` told, as a few sentences."""
     sentence = _how_it_came(told, module)
-    return sentence if told.get("denied") is None else f"{sentence} {_denial(told)}"
+    if told.get("denied") is not None:
+        sentence += f" {_denial(told)}"
+    if told.get("problem") is not None:
+        sentence += f" What the journal knows of it is not told: {told['problem']}."
+    return sentence
 
 
 def _how_it_came(told: dict[str, Any], module: str) -> str:
     load, request, unload = told["load"], told["request"], told["unload"]
     if load is None:
-        denied = told.get("denied") is not None
-        if told["live"]:
-            knows = "of no load of it" if denied else "nothing of it"
-            return f"{module} is in the kernel, and not by kmodd: its journal knows {knows}."
-        if denied:
-            return f"{module} is not in the kernel."
-        return f"{module} is not in the kernel, and the journal knows nothing of it."
+        return _without_a_load(told, module)
     if load["request"] is None:
         sentence = (
             f"{module} was loaded on {_moment(load['time'])} by {task(load['requester'])}, not through kmodd."
@@ -64,8 +62,30 @@ def _how_it_came(told: dict[str, Any], module: str) -> str:
     elif not told["live"]:
         sentence += " It is no longer in the kernel: somebody else has unloaded it, or that was another boot."
     if told["live"] and not told["ours"]:
-        sentence += " The one that is in the kernel now was loaded by somebody else."
+        sentence += f" The one that is in the kernel now was {_by_whom(told)}."
     return sentence
+
+
+def _without_a_load(told: dict[str, Any], module: str) -> str:
+    """Return what is known of a module that the journal has no load of."""
+    unread = told.get("problem") is not None
+    if told["live"] and told.get("brought_in_by") is not None:
+        return f"{module} was {_by_whom(told)}."
+    there = f"{module} is {'' if told['live'] else 'not '}in the kernel"
+    if unread or (told.get("denied") is not None and not told["live"]):
+        return f"{there}."
+    if told["live"]:
+        knows = "of no load of it" if told.get("denied") is not None else "nothing of it"
+        return f"{there}, and how it came there is not known: the journal knows {knows}."
+    return f"{there}, and the journal knows nothing of it."
+
+
+def _by_whom(told: dict[str, Any]) -> str:
+    """Return who brought in what is in the kernel, where the journal has no load that says so."""
+    if (number := told.get("brought_in_by")) is None:
+        return "loaded by somebody else"
+    gone = "" if told.get("problem") is not None else "; that is no longer in the journal"
+    return f"brought in by kmodd (request {number}){gone}"
 
 
 def _why(load: dict[str, Any], request: dict[str, Any] | None, module: str) -> str:
@@ -103,10 +123,7 @@ def _moment(time: str) -> str:
 def _who(request: dict[str, Any] | None) -> str:
     if request is None:
         return "somebody whose request is no longer in the journal"
-    requester = request["requester"]
-    if requester["pid"] is None:
-        return "a task that is not known" if request["source"] == "kernel" else "somebody"
-    return task(requester)
+    return asker(request)
 
 
 def _reason(load: dict[str, Any], module: str) -> str:
