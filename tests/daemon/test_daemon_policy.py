@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -230,6 +232,76 @@ def test_check_of_others(make: Callable[..., Daemon]) -> None:
     assert words.stdout == "plain: denied by 30-x.toml:2: users; modules: plain\n"
     for arguments in (("--user", "no-such-user"), ("--unknown", "--uid", "1")):
         assert daemon.kmodd("policy", "check", "plain", *arguments).returncode == 2
+
+
+def test_check_knows_the_groups_of_a_user_by_his_uid(make: Callable[..., Daemon]) -> None:
+    user = next(
+        entry
+        for entry in pwd.getpwall()
+        if entry.pw_uid and pwd.getpwuid(entry.pw_uid) == entry and entry.pw_gid != 4711
+    )
+    (stranger,) = islice((uid for uid in range(40000, 60000) if not _is_user(uid)), 1)
+    daemon = make()
+    write(daemon, "30-x.toml", f'[[rule]]\nname = "plain"\ngid = {user.pw_gid}\naction = "deny"\n')
+    write(daemon, "40-y.toml", '[[rule]]\nname = "dep"\ngid = 4711\nunknown = true\naction = "deny"\n')
+    daemon.start()
+    uid, gid = str(user.pw_uid), str(user.pw_gid)
+    for root in ((), ("--root", str(daemon.root))):
+        for arguments, allowed, unknown in (
+            (("plain", "--uid", uid), False, False),
+            (("dep", "--uid", uid), True, False),
+            (("plain", "--user", user.pw_name), False, False),
+            (("plain", "--uid", uid, "--gid", "4711"), True, True),
+            (("dep", "--uid", uid, "--gid", "4711"), False, True),
+            (("plain", "--uid", str(stranger)), True, True),
+            (("plain", "--uid", str(stranger), "--gid", gid), False, True),
+            (("dep", "--uid", str(stranger)), False, True),
+            (("plain",), True, False),
+        ):
+            told = check(daemon, *arguments, *root)
+            assert (told["allowed"], told["groups_unknown"]) == (allowed, unknown), arguments
+            done = daemon.kmodd("policy", "check", *arguments, *root)
+            assert ("not all groups of the requester are known" in done.stderr) is unknown, arguments
+    assert (
+        f"kmodd: uid {stranger} is no user here, so"
+        in daemon.kmodd("policy", "check", "plain", "top", "--uid", str(stranger)).stderr
+    )
+    assert daemon.kmodd("policy", "check", "plain", "--unknown").stderr == "", "he is told nothing new"
+    told = check(daemon, "plain", "--user", user.pw_name, "--gid", "4711")
+    assert told["requester"]["gid"] == 4711
+    assert told["allowed"] is False, "it is still among his groups"
+    write(daemon, "30-x.toml", "")
+    write(daemon, "40-y.toml", "")
+    assert daemon.kmodd("policy", "reload").returncode == 0
+    done = daemon.kmodd("policy", "check", "plain", "--uid", str(stranger))
+    assert (done.returncode, done.stderr) == (0, ""), "no rule looks at groups"
+
+
+def _is_user(uid: int) -> bool:
+    with contextlib.suppress(KeyError):
+        return bool(pwd.getpwuid(uid))
+    return False
+
+
+def test_check_of_a_root_without_capabilities(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", '[[rule]]\nprivileged = false\naction = "deny"\n')
+    daemon.start()
+    assert check(daemon, "plain", "--uid", "0")["allowed"] is True
+    told = check(daemon, "plain", "--uid", "0", "--unprivileged", "--container", "c1")
+    assert (told["allowed"], told["requester"]["privileged"]) == (False, False)
+    assert check(daemon, "plain", "--unprivileged")["allowed"] is False, "whoever runs it, without them"
+    for arguments in (("--privileged", "--unprivileged"), ("--unknown", "--unprivileged")):
+        done = daemon.kmodd("policy", "check", "plain", *arguments)
+        assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
+
+
+def test_check_says_what_lets_a_stranger_have_nothing(daemon: Daemon) -> None:
+    done = daemon.kmodd("policy", "check", "plain", "--uid", str(NOBODY), "--source", "api")
+    assert (done.returncode, done.stdout) == (
+        4,
+        "plain: denied by the policy: no rule lets this user; modules: plain\n",
+    )
 
 
 def test_check_and_show_and_lint_without_a_daemon(make: Callable[..., Daemon]) -> None:
