@@ -47,7 +47,7 @@ _kmodd() {
     hook) options=(-h --help --json) valued='  ' ;;
     log) options=(-h --help --json -f --follow --since --module --name --outcome --uid -n --lines) valued=' --since --module --name --outcome --uid -n --lines ' ;;
     why) options=(-h --help --json) valued='  ' ;;
-    policy) options=(-h --help --json --uid --gid --user --exe --unit --container --privileged --call-site --source --unknown --root --since --diff --write --reason --until --unload --runtime --modprobe-d) valued=' --uid --gid --user --exe --unit --container --call-site --source --root --since --reason --until ' ;;
+    policy) options=(-h --help --json --uid --gid --user --exe --unit --container --privileged --unprivileged --call-site --source --unknown --root --since --diff --write --reason --until --unload --runtime --modprobe-d) valued=' --uid --gid --user --exe --unit --container --call-site --source --root --since --reason --until ' ;;
     seal) options=(-h --help --hard --yes) valued='  ' ;;
     unseal) options=(-h --help) valued='  ' ;;
     exposure) options=(-h --help --json --root --list) valued=' --root ' ;;

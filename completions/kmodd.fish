@@ -92,6 +92,7 @@ complete -c kmodd -n '__kmodd_command policy' -l exe -x -d 'check: by this progr
 complete -c kmodd -n '__kmodd_command policy' -l unit -x -d 'check: by this systemd unit'
 complete -c kmodd -n '__kmodd_command policy' -l container -x -d 'check: from this container'
 complete -c kmodd -n '__kmodd_command policy' -l privileged -d 'check: with CAP_SYS_MODULE or CAP_SYS_ADMIN'
+complete -c kmodd -n '__kmodd_command policy' -l unprivileged -d 'check: without them, as root in a container'
 complete -c kmodd -n '__kmodd_command policy' -l call-site -x -d 'check: by this function of the kernel'
 complete -c kmodd -n '__kmodd_command policy' -l source -x -a 'kernel api cli uevent boot' -d 'check: from there; the kernel without'
 complete -c kmodd -n '__kmodd_command policy' -l unknown -d 'check: by somebody who is not known'

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import pytest
 
 from daemon.daemon_harness import NOBODY, Daemon, Reply, identity, wait_until
 from kmodd.broker.judging import DENIED_MAX
+from kmodd.cli import policylearn
+from kmodd.policy.learn import Denied, Simulated
 from kmodd.sources import varlink
 
 DENY_DEP = '[[rule]]\nmodule = "dep"\naction = "deny"\nreason = "CVE-2026-1"\n'
@@ -226,6 +232,76 @@ def test_check_of_others(make: Callable[..., Daemon]) -> None:
     assert words.stdout == "plain: denied by 30-x.toml:2: users; modules: plain\n"
     for arguments in (("--user", "no-such-user"), ("--unknown", "--uid", "1")):
         assert daemon.kmodd("policy", "check", "plain", *arguments).returncode == 2
+
+
+def test_check_knows_the_groups_of_a_user_by_his_uid(make: Callable[..., Daemon]) -> None:
+    user = next(
+        entry
+        for entry in pwd.getpwall()
+        if entry.pw_uid and pwd.getpwuid(entry.pw_uid) == entry and entry.pw_gid != 4711
+    )
+    (stranger,) = islice((uid for uid in range(40000, 60000) if not _is_user(uid)), 1)
+    daemon = make()
+    write(daemon, "30-x.toml", f'[[rule]]\nname = "plain"\ngid = {user.pw_gid}\naction = "deny"\n')
+    write(daemon, "40-y.toml", '[[rule]]\nname = "dep"\ngid = 4711\nunknown = true\naction = "deny"\n')
+    daemon.start()
+    uid, gid = str(user.pw_uid), str(user.pw_gid)
+    for root in ((), ("--root", str(daemon.root))):
+        for arguments, allowed, unknown in (
+            (("plain", "--uid", uid), False, False),
+            (("dep", "--uid", uid), True, False),
+            (("plain", "--user", user.pw_name), False, False),
+            (("plain", "--uid", uid, "--gid", "4711"), True, True),
+            (("dep", "--uid", uid, "--gid", "4711"), False, True),
+            (("plain", "--uid", str(stranger)), True, True),
+            (("plain", "--uid", str(stranger), "--gid", gid), False, True),
+            (("dep", "--uid", str(stranger)), False, True),
+            (("plain",), True, False),
+        ):
+            told = check(daemon, *arguments, *root)
+            assert (told["allowed"], told["groups_unknown"]) == (allowed, unknown), arguments
+            done = daemon.kmodd("policy", "check", *arguments, *root)
+            assert ("not all groups of the requester are known" in done.stderr) is unknown, arguments
+    assert (
+        f"kmodd: uid {stranger} is no user here, so"
+        in daemon.kmodd("policy", "check", "plain", "top", "--uid", str(stranger)).stderr
+    )
+    assert daemon.kmodd("policy", "check", "plain", "--unknown").stderr == "", "he is told nothing new"
+    told = check(daemon, "plain", "--user", user.pw_name, "--gid", "4711")
+    assert told["requester"]["gid"] == 4711
+    assert told["allowed"] is False, "it is still among his groups"
+    write(daemon, "30-x.toml", "")
+    write(daemon, "40-y.toml", "")
+    assert daemon.kmodd("policy", "reload").returncode == 0
+    done = daemon.kmodd("policy", "check", "plain", "--uid", str(stranger))
+    assert (done.returncode, done.stderr) == (0, ""), "no rule looks at groups"
+
+
+def _is_user(uid: int) -> bool:
+    with contextlib.suppress(KeyError):
+        return bool(pwd.getpwuid(uid))
+    return False
+
+
+def test_check_of_a_root_without_capabilities(make: Callable[..., Daemon]) -> None:
+    daemon = make()
+    write(daemon, "30-x.toml", '[[rule]]\nprivileged = false\naction = "deny"\n')
+    daemon.start()
+    assert check(daemon, "plain", "--uid", "0")["allowed"] is True
+    told = check(daemon, "plain", "--uid", "0", "--unprivileged", "--container", "c1")
+    assert (told["allowed"], told["requester"]["privileged"]) == (False, False)
+    assert check(daemon, "plain", "--unprivileged")["allowed"] is False, "whoever runs it, without them"
+    for arguments in (("--privileged", "--unprivileged"), ("--unknown", "--unprivileged")):
+        done = daemon.kmodd("policy", "check", "plain", *arguments)
+        assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
+
+
+def test_check_says_what_lets_a_stranger_have_nothing(daemon: Daemon) -> None:
+    done = daemon.kmodd("policy", "check", "plain", "--uid", str(NOBODY), "--source", "api")
+    assert (done.returncode, done.stdout) == (
+        4,
+        "plain: denied by the policy: no rule lets this user; modules: plain\n",
+    )
 
 
 def test_check_and_show_and_lint_without_a_daemon(make: Callable[..., Daemon]) -> None:
@@ -769,10 +845,63 @@ def test_what_would_be_denied_is_said(make: Callable[..., Daemon]) -> None:
     daemon.start()
     daemon.kmodd("request", "top", "plain")
     done = daemon.kmodd("policy", "learn")
-    assert "of 2 requests" in done.stderr
     # What is denied teaches nothing, and so it stays denied.
-    assert "this would deny 1:" in done.stderr
-    assert "top  uid 0" in done.stderr
+    first, second = done.stderr.splitlines()
+    assert first == (
+        "kmodd: of 2 requests in less than 2 minutes this would deny 1, of which the policy in force denies 1 "
+        "already:"
+    )
+    assert re.fullmatch(r"    1 x top  uid 0  \S+  30-x\.toml:1: CVE-2026-1, as now", second), second
+
+
+def test_all_of_the_journal_and_all_files_are_simulated_whatever_is_learned_from(
+    make: Callable[..., Daemon],
+) -> None:
+    daemon = make()
+    write(daemon, "20-first.toml", '[[rule]]\nmodule = "plain"\naction = "allow"\n')
+    daemon.start()
+    assert daemon.kmodd("request", "top", "plain", "top", "slow").returncode == 0
+    # Read after the learned file, it denies nothing that that one allows.
+    write(daemon, "60-last.toml", '[[rule]]\nmodule = "top"\naction = "deny"\n')
+    assert daemon.kmodd("policy", "reload").returncode == 0
+    done = daemon.kmodd("policy", "learn")
+    assert "of 4 requests in less than 2 minutes this would deny 0\n" in done.stderr
+    # Nothing is learned: what a file before it allows is allowed, and the rest is denied, some of it anew.
+    said = daemon.kmodd("policy", "learn", "--since", "0s", "--write").stderr.splitlines()
+    assert said[0].endswith(
+        "of 4 requests in less than 2 minutes this would deny 3, of which the policy in force denies 2 already:"
+    )
+    assert [line.split("  ")[2] for line in said[1:3]] == ["1 x slow", "2 x top"]
+    assert not said[1].endswith(", as now")
+    assert said[2].endswith(", as now")
+    # And now that one is replaced by what is learned of everything: it is not there twice.
+    done = daemon.kmodd("policy", "learn")
+    assert "this would deny 0\n" in done.stderr
+
+
+def test_what_a_stranger_has_chosen_writes_no_line_of_what_is_said() -> None:
+    kind = Denied(False, "a\n  1 x b", 1000, "/tmp/x  50-y.toml:1\n", "z.toml:1: a\x1b[2J")
+    text = io.StringIO()
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+    with contextlib.redirect_stderr(text):
+        policylearn._say_simulated(Simulated(412, 25, 0, {kind: 2}), now - timedelta(days=30), now)
+    assert text.getvalue().splitlines() == [
+        "kmodd: of 412 requests in 30 days this would deny 25:",
+        "    2 x a\\x0a\\x20\\x201\\x20x\\x20b  uid 1000  /tmp/x\\x20\\x2050-y.toml:1\\x0a  z.toml:1: a\\x1b[2J",
+        "    and 23 more",
+    ]
+
+
+def test_what_is_said_of_very_much_is_bounded() -> None:
+    kinds = {Denied(True, f"m{number}", None, None, "x:1"): number for number in range(1, 101)}
+    text = io.StringIO()
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+    with contextlib.redirect_stderr(text):
+        policylearn._say_simulated(Simulated(6000, 5050, 5050, kinds), now - timedelta(hours=7), now)
+    first, *rows, last = text.getvalue().splitlines()
+    assert "of 6000 requests in 7 hours this would deny 5050, of which" in first
+    assert rows[0] == "    100 x m100  uid -  -  x:1, as now"
+    assert (len(rows), last) == (20, f"    and {5050 - sum(range(81, 101))} more")
 
 
 # What ships with kmodd

@@ -148,6 +148,9 @@ def _policy(made: Taker) -> None:
     made.add_argument("--unit", metavar="UNIT", help="check: by this systemd unit")
     made.add_argument("--container", metavar="ID", help="check: from this container")
     made.add_argument("--privileged", action="store_true", help="check: with CAP_SYS_MODULE or CAP_SYS_ADMIN")
+    made.add_argument(
+        "--unprivileged", action="store_true", help="check: without them, as root in a container"
+    )
     made.add_argument("--call-site", metavar="FUNCTION", help="check: by this function of the kernel")
     made.add_argument("--source", choices=SOURCES, help="check: from there; the kernel without")
     made.add_argument("--unknown", action="store_true", help="check: by somebody who is not known")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import Namespace
 
 from kmodd import names
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_FACTS = ("uid", "gid", "user", "exe", "unit", "container", "privileged", "call_site", "source", "unknown")
+_FACTS = (
+    *("uid", "gid", "user", "exe", "unit", "container", "privileged", "unprivileged", "call_site"),
+    *("source", "unknown"),
+)
 _MODES = ("enforce", "audit", "off")
 
 
@@ -49,7 +53,7 @@ def _check(arguments: Namespace) -> int:
     from kmodd.cli import policyfiles  # noqa: PLC0415 - where the daemon is asked little of it is needed
 
     facts = _facts(arguments)
-    status = 0
+    status, doubt = 0, False
     for name in arguments.what:
         plain = names.check(os.fsencode(name))
         if arguments.root is not None:
@@ -57,32 +61,54 @@ def _check(arguments: Namespace) -> int:
         else:
             told = ask("CheckPolicy", "checked", name=plain, **facts)
         print(json.dumps(told) if arguments.json else _check_words(told))
+        doubt = doubt or bool(told.get("groups_unknown"))  # an older daemon does not say
         if not told["allowed"]:
             status = Denied.exit_status
+    if doubt and not arguments.unknown:
+        print(f"kmodd: {_no_groups(facts)}", file=sys.stderr)
     return status
+
+
+def _no_groups(facts: dict[str, Any]) -> str:
+    """Say why groups are not known, and what follows."""
+    why = f"uid {facts['uid']} is no user here" if facts["gid"] is None else "--gid tells one group alone"
+    return (
+        f"{why}, so not all groups of the requester are known: a rule on others matches it "
+        "only with unknown = true; --user names somebody whose groups are known"
+    )
 
 
 def _facts(arguments: Namespace) -> dict[str, Any]:
     """Return who asks: whoever the options name, else whoever runs this."""
-    facts = {key: getattr(arguments, key) for key in _FACTS if key not in {"user", "unknown", "privileged"}}
-    facts["privileged"] = arguments.privileged or None
+    others = {"user", "unknown", "privileged", "unprivileged"}
+    facts = {key: getattr(arguments, key) for key in _FACTS if key not in others}
+    if arguments.privileged and arguments.unprivileged:
+        raise UsageError("--privileged and --unprivileged exclude each other")
+    facts["privileged"] = True if arguments.privileged else False if arguments.unprivileged else None
     if arguments.unknown:
         if any(value is not None for key, value in facts.items() if key not in {"source", "call_site"}):
             raise UsageError("--unknown and facts of a requester exclude each other")
         return facts
-    if arguments.user is not None:
-        import pwd  # noqa: PLC0415 - for this option alone
-
-        try:
-            entry = pwd.getpwnam(arguments.user)
-        except KeyError:
-            raise UsageError(f"there is no user {arguments.user!r} here") from None
-        facts["uid"] = entry.pw_uid
-        facts["gid"] = entry.pw_gid
-        facts["groups"] = os.getgrouplist(arguments.user, entry.pw_gid)
+    if arguments.user is not None or (facts["uid"] is not None and facts["gid"] is None):
+        _add_user(facts, arguments.user)
     elif facts["uid"] is None and facts["gid"] is None:
         facts["uid"], facts["gid"], facts["groups"] = os.geteuid(), os.getegid(), os.getgroups()
     return facts
+
+
+def _add_user(facts: dict[str, Any], name: str | None) -> None:
+    """Add what is known of a user, by name or else by uid: all of his groups; a gid that is given is left."""
+    import pwd  # noqa: PLC0415 - for these options alone
+
+    try:
+        entry = pwd.getpwuid(facts["uid"]) if name is None else pwd.getpwnam(name)
+    except KeyError:
+        if name is None:
+            return
+        raise UsageError(f"there is no user {name!r} here") from None
+    facts["uid"] = entry.pw_uid
+    facts["gid"] = entry.pw_gid if facts["gid"] is None else facts["gid"]
+    facts["groups"] = os.getgrouplist(entry.pw_name, entry.pw_gid)
 
 
 def _check_words(told: dict[str, Any]) -> str:

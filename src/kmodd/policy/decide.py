@@ -45,6 +45,8 @@ class Judgement:
         """The place and the reason of a denial: `30-desktop.toml:2: CVE-2026-31431`."""
         if self is GONE:
             return "the policy: whoever asked has ended before it was known who that is"
+        if self is NO_RIGHT:
+            return "the policy: no rule lets this user"
         if self.rule is None:
             sealed = self.decision.rule == SEAL
             return (

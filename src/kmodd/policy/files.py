@@ -157,6 +157,12 @@ def _way(path: str) -> Iterator[str]:
         left += target.split("/")[::-1]
 
 
+def with_file(texts: Mapping[str, str], name: str, text: str) -> dict[str, str]:
+    """Return the texts with one file new or replaced, in the order in which they are read."""
+    every = {**texts, name: text}
+    return {each: every[each] for each in sorted(every, key=os.fsencode)}
+
+
 def assemble(texts: Mapping[str, str], known: Names) -> Policy:
     """Return the policy that files of these texts make.
 

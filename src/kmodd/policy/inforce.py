@@ -67,6 +67,11 @@ class PolicyInForce:
         """Whether any rule looks at the requester's program."""
         return self._asks_for_exe
 
+    @property
+    def asks_for_groups(self) -> bool:
+        """Whether any rule looks at the requester's groups."""
+        return any(rule.gid is not None or rule.group is not None for rule in self._rules.considered)
+
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener()` after each change: what was allowed may be denied now."""
         self._listeners.append(listener)

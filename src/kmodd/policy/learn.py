@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from kmodd.model import Outcome, Requester, Source
-from kmodd.policy.decide import Judgement, RuleSet, decide
+from kmodd.policy.decide import Judgement
+from kmodd.policy.files import Policy
+from kmodd.policy.inforce import PolicyInForce
 from kmodd.policy.parse import quoted
-from kmodd.policy.rules import Facts, Mode, Rule, Wanted
+from kmodd.policy.rules import Facts, Wanted
 
 _NAMES_SHOWN = 6
 _NO_RULES = frozenset({"cgroup", "namespaces"})
 """What is told of a requester that no rule asks for."""
+_KINDS_MAX = 1000
 _GOT = frozenset(outcome.value for outcome in (Outcome.LOADED, Outcome.ALREADY_LIVE, Outcome.BUILT_IN))
 
 
@@ -61,29 +64,57 @@ def _who(facts: Facts, own: Own) -> _Who:
     return _Who(facts.source.value, requester.uid, exe, container="false")
 
 
+@dataclass(slots=True)
+class _Used:
+    """What one requester has used: how often and until when, by which names, and what a rule lists of it."""
+
+    count: int = 0
+    until: str = ""
+    names: dict[str, None] = field(default_factory=dict)
+    """The first few, and one more where there are more."""
+    items: set[str] = field(default_factory=set)
+
+    def add(self, request: Observed, items: Iterable[str]) -> None:
+        """Count a request."""
+        self.count += 1
+        self.until = request.time[:10]
+        if len(self.names) <= _NAMES_SHOWN:
+            self.names[request.facts.name] = None
+        self.items.update(items)
+
+
 def learn(
-    observed: Sequence[Observed], live: Collection[str], made: str, own: Own = lambda _exe: True
+    observed: Iterable[Observed], live: Collection[str], made: str, own: Own = lambda _exe: True
 ) -> str:
     """Return the text of a policy file that allows what was used, by whom, and denies everything else.
 
     A request that was denied teaches nothing, and neither does a stranger's of the API that came to nothing:
     whoever gives up at once is not judged, and would be given a right by it. `live`: modules that are in the
-    kernel whoever brought them in; privileged tasks may have them. `made`: when and from what, for its first
-    line.
+    kernel whoever brought them in; privileged tasks may have them. `made`: when, for its first line.
     """
-    used: dict[_Who, list[Observed]] = {}
+    used: dict[tuple[_Who, str], _Used] = {}
+    listed: set[str] = set()
+    total = 0
     for request in observed:
-        if _teaches(request):
-            used.setdefault(_who(request.facts, own), []).append(request)
+        total += 1
+        if not _teaches(request):
+            continue
+        key, items = "module", () if request.wanted is None else request.wanted.targets
+        if request.wanted is not None:
+            listed |= request.wanted.modules
+        elif request.outcome != "not-found":
+            # What it stands for nobody can say: the name itself, but one that nothing was found for.
+            key, items = "name", (request.facts.name,)
+        if items:
+            used.setdefault((_who(request.facts, own), key), _Used()).add(request, items)
     lines = [
-        f"# Learned by `kmodd policy learn`, {made}.",
+        f"# Learned by `kmodd policy learn`, {made}, from {total} requests.",
         "# What was used is allowed, to whom it was of use; everything else is denied. Read it before it",
         "# counts: what a machine needs once a year is not in it. In mode audit it only tells.",
         'mode = "enforce"',
     ]
-    listed: set[str] = set()
-    for who in sorted(used):
-        lines += _rules(who, used[who], listed)
+    for (who, key), what in sorted(used.items(), key=lambda item: item[0]):
+        lines += _rule(who, key, what)
     if others := sorted(set(live) - listed):
         lines += [
             "",
@@ -109,23 +140,17 @@ def _teaches(request: Observed) -> bool:
     return request.outcome != "denied"
 
 
-def _rules(who: _Who, requests: Sequence[Observed], listed: set[str]) -> list[str]:
-    clear = [request for request in requests if request.wanted is not None and request.wanted.targets]
-    # What these stand for nobody can say: the names themselves, but those that nothing was found for.
-    unclear = [request for request in requests if request.wanted is None and request.outcome != "not-found"]
-    modules = {module for request in clear if request.wanted is not None for module in request.wanted.targets}
-    names = {request.facts.name for request in unclear}
-    listed.update(*(request.wanted.modules for request in clear if request.wanted is not None))
-    lines: list[str] = []
-    for key, items, by in (("module", modules, clear), ("name", names, unclear)):
-        if not items:
-            continue
-        asked = list(dict.fromkeys(request.facts.name for request in by))
-        some = ", ".join(asked[:_NAMES_SHOWN]) + (", ..." if len(asked) > _NAMES_SHOWN else "")
-        lines += ["", f"# {len(by)} requests until {by[-1].time[:10]}: {some}", "[[rule]]"]
-        lines += [*_conditions(who), _list(key, sorted(map(_literal, items)))]
-        lines += ['action = "allow"', 'reason = "learned"']
-    return lines
+def _rule(who: _Who, key: str, used: _Used) -> list[str]:
+    some = ", ".join([*used.names][:_NAMES_SHOWN]) + (", ..." if len(used.names) > _NAMES_SHOWN else "")
+    return [
+        "",
+        f"# {used.count} requests until {used.until}: {some}",
+        "[[rule]]",
+        *_conditions(who),
+        _list(key, sorted(map(_literal, used.items))),
+        'action = "allow"',
+        'reason = "learned"',
+    ]
 
 
 def _conditions(who: _Who) -> list[str]:
@@ -156,17 +181,61 @@ def _list(key: str, items: Sequence[str]) -> str:
     return "\n".join([*lines, line, "]"])
 
 
-def simulate(
-    rules: Iterable[Rule], observed: Iterable[Observed], now: datetime
-) -> list[tuple[Observed, Judgement]]:
-    """Return the requests that these rules would deny, or tell of in audit mode. No rate is ever exceeded."""
-    chosen = RuleSet.of(rules, Mode.ENFORCE)
-    found = []
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Requests that would be denied, and that look alike. `already`: the policy in force denies them, too."""
+
+    already: bool
+    name: str
+    uid: int | None
+    exe: str | None
+    why: str
+
+
+@dataclass(slots=True)
+class Simulated:
+    """What a policy would have said of a journal: how many requests it would have denied, and which.
+
+    `already`: how many of those the policy in force denies, too. `kinds`: how often what was denied, of a
+    journal with very many kinds those that came first.
+    """
+
+    requests: int = 0
+    denied: int = 0
+    already: int = 0
+    kinds: dict[Denied, int] = field(default_factory=dict)
+
+
+def simulate(policy: Policy, in_force: Policy, observed: Iterable[Observed], now: datetime) -> Simulated:
+    """Return what a policy would deny, both as if their mode were enforce and nothing were sealed.
+
+    No rate is ever exceeded. Of the requests none is kept.
+    """
+    then, today = PolicyInForce(now=lambda: now), PolicyInForce(now=lambda: now)
+    then.replace(policy)
+    today.replace(in_force)
+    found = Simulated()
+    room = {False: _KINDS_MAX, True: _KINDS_MAX}  # what is denied already leaves room for what is new
     for request in observed:
-        judgement = decide(chosen, request.facts, request.wanted, now, lambda _rule, _facts: False)
-        if judgement.decision.action == "deny":
-            found.append((request, judgement))
+        found.requests += 1
+        judgement = _said(then, request)
+        if judgement.allowed:
+            continue
+        already = not _said(today, request).allowed
+        found.denied += 1
+        found.already += already
+        who = request.facts.requester
+        kind = Denied(already, request.facts.name, who.uid, who.exe, judgement.why)
+        if kind not in found.kinds and room[already]:
+            room[already] -= 1
+            found.kinds[kind] = 0
+        if kind in found.kinds:
+            found.kinds[kind] += 1
     return found
+
+
+def _said(policy: PolicyInForce, request: Observed) -> Judgement:
+    return policy.check(request.facts, lambda: request.wanted)
 
 
 def observed(event: dict[str, object], wanted: Wanted | None) -> Observed:
@@ -174,9 +243,11 @@ def observed(event: dict[str, object], wanted: Wanted | None) -> Observed:
     requester = event.get("requester")
     told = requester if isinstance(requester, dict) else {}
     known: dict[str, Any] = {key: told.get(key) for key in Requester().as_json() if key not in _NO_RULES}
+    source = Source(event["source"])
+    stranger = source in {Source.API, Source.CLI} and known["uid"] != 0
     return Observed(
         str(event["time"]),
-        Facts(str(event["name"]), Source(event["source"]), Requester(**known)),
+        Facts(str(event["name"]), source, Requester(**known), stranger=stranger),
         str(event["outcome"]),
         wanted,
     )

@@ -69,9 +69,13 @@ def supposed(
 def checked(
     policy: PolicyInForce, facts: Facts, would_load: Wanted | None, problem: str | None
 ) -> dict[str, Any]:
-    """Return what the policy says of a request, as `kmodd policy check --json` shows it."""
+    """Return what the policy says of a request, as `kmodd policy check --json` shows it.
+
+    `groups_unknown`: whether rules ask for groups, and not all of the requester's are known.
+    """
     judgement = policy.check(facts, lambda: would_load)
     rule = judgement.rule
+    who = facts.requester
     return {
         "name": facts.name,
         "modules": None if would_load is None else sorted(would_load.modules),
@@ -85,6 +89,7 @@ def checked(
         "sealed": policy.sealed,
         "mode": policy.mode.value,
         "source": facts.source.value,
-        "requester": facts.requester.as_json(),
+        "requester": who.as_json(),
+        "groups_unknown": (who.gid is None or who.groups is None) and policy.asks_for_groups,
         "problem": problem,
     }

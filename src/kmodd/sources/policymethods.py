@@ -74,6 +74,7 @@ class PolicyMethods:
         """Return what the policy would say now of such a request; nothing is loaded or counted.
 
         What is not given is not known; but who has uid 0 is taken to be privileged, and others not to be.
+        `groups_unknown`: rules ask for groups, and not all of the requester's, `gid` and `groups`, are known.
         Others than root and the group kmodd may ask of themselves only.
         """
         caller = current_peer.get()
