@@ -772,6 +772,36 @@ def thousand() -> dict[str, Any]:
     }
 
 
+def more_than_the_buffer_takes(count: int) -> dict[str, Any]:
+    """While the daemon is stopped have one processor record so many requests, of the longest names there are.
+
+    Return how many the kernel says that it has overwritten since, and what `kmodd status` says of it.
+    """
+    pid = daemon_pid()
+    tune(fallback="deny")
+    os.sched_setaffinity(0, {0})
+    before = _overrun()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for n in range(count):
+            ask(f"{n:055}", nowait=True)
+        overrun = _overrun() - before
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    # The helpers that nobody has answered have ended: nothing is recorded any more.
+    until(lambda: _no_process("kmodd-helper"))
+    until(lambda: _true(api("GetStatus")["status"]["requests"]["waiting"] == 0))
+    tune(fallback="modprobe")
+    tracing = api("GetStatus")["status"]["tracing"]
+    return {"overrun": overrun, "tracing": tracing, "text": kmodd("status")[1]}
+
+
+def _overrun() -> int:
+    """Return how many events of our instance the kernel has overwritten."""
+    stats = Path("/sys/kernel/tracing/instances/kmodd/per_cpu").glob("cpu*/stats")
+    return sum(int(re.findall(r"^overrun: (\d+)$", each.read_text(), re.MULTILINE)[0]) for each in stats)
+
+
 def tracing_instance() -> bool:
     """Whether kmodd's tracing instance is there."""
     return Path("/sys/kernel/tracing/instances/kmodd").is_dir()

@@ -215,6 +215,16 @@ def test_a_thousand_of_a_thousand_in_every_way(call: Call) -> None:
     assert call("api", method="GetStatus")["status"]["tracing"]["missed"] == 0
 
 
+def test_how_many_records_were_lost_is_told(call: Call) -> None:
+    """A daemon that is stopped reads none; the buffer of a processor has four pages and the reader's."""
+    before = call("api", method="GetStatus")["status"]["tracing"]["missed"]
+    found = call("more_than_the_buffer_takes", count=400, timeout=300)
+    assert 400 - 5 * 48 <= found["overrun"] < 400
+    assert found["tracing"]["missed"] - before == found["overrun"]
+    told = found["tracing"]["missed"] + found["tracing"]["loads_missed"]
+    assert f"; records lost, at least: {told}\n" in found["text"]
+
+
 def test_a_killed_daemon_leaves_its_instance_to_the_next_one(call: Call) -> None:
     call("stop_daemon", number=9)
     assert call("tracing_instance") is True

@@ -214,7 +214,7 @@ def _tracing_words(tracing: dict[str, Any]) -> str:
     else:
         asks += ", and loads by others are seen"
     missed = tracing["missed"] + tracing["loads_missed"]
-    return asks + (f"; {missed} times records were lost" if missed else "")
+    return asks + (f"; records lost, at least: {missed}" if missed else "")
 
 
 def _tree_rows(tree: dict[str, Any] | None) -> list[list[str]]:
