@@ -11,6 +11,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -1031,6 +1032,100 @@ def killed_askers(rounds: int) -> dict[str, Any]:
         "gone": sum(event["decision"]["rule"] == "gone" for event in told),
         "told": len(told),
     }
+
+
+def asker_changes(how: str, rules: str) -> dict[str, Any]:
+    """A user's first thread asks for what he is denied; before we can look, a second one changes what it is.
+
+    `how`: "renames" it; "execs" root's set-uid program, which ends the first thread and takes its number;
+    "execs and asks" has that program ask for something else, in vain, and wait.
+    """
+    policy(rules)
+    assert unload(["rxrpc"]) == []
+    program = "/opt/another"
+    Path(program).unlink(missing_ok=True)
+    shutil.copyfile("/bin/dash", program)
+    os.chmod(program, 0o4755)
+    commands = (
+        "printf %s kmodd_block_5 >/proc/kmodd_ask; read line <&9"
+        if how == "execs and asks"
+        else "read line <&9"
+    )
+    go_r, go_w = os.pipe()
+    before, daemon = last_event(), daemon_pid()
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        pid = os.fork()
+        if not pid:
+            try:
+                _ask_and_change(how, [program, "-p", "-c", commands], go_r)
+            finally:
+                os._exit(0)
+        until(lambda: _true(_waits_for_a_module(pid)))
+        os.write(go_w, b"x")
+        if how == "renames":
+            until(lambda: _true(Path(f"/proc/{pid}/comm").read_text() == "root) R 1 1\n"))
+        else:
+            until(lambda: _true(_runs(pid, program)))
+            until(lambda: _true(_waits_for_a_module(pid) is (how == "execs and asks")))
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    event = until(lambda: _only([one for one in events_now(before) if one["name"] == "net-pf-33"]))
+    came_in = "rxrpc" in live()
+    if how == "execs and asks":
+        until(lambda: _true(Path("/sys/module/kmodd_block_5").exists()))
+        let_go("kmodd_block_5")
+    uid = None
+    if how != "renames":
+        assert os.readlink(f"/proc/{pid}/exe") == program
+        uid = os.stat(f"/proc/{pid}").st_uid
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    others = {one["name"]: one for one in events(before) if one["name"] != "net-pf-33"}
+    return {
+        "pid": pid,
+        "event": event,
+        "came_in": came_in,
+        "uid_now": uid,
+        "others": others,
+        "fallbacks": fallbacks(before),
+    }
+
+
+def _ask_and_change(how: str, argv: list[str], go: int) -> None:
+    asker.become({"uid": 1000})
+
+    def change() -> None:
+        os.read(go, 1)
+        if how == "renames":
+            Path(f"/proc/self/task/{os.getpid()}/comm").write_text("root) R 1 1")
+        else:
+            os.dup2(go, 9)  # which says nothing more, and does not end
+            os.execv(argv[0], argv)
+
+    threading.Thread(target=change).start()
+    open_socket(33)
+
+
+def _runs(pid: int, program: str) -> bool:
+    with contextlib.suppress(OSError):  # for a moment its number is that of a thread that has ended
+        return os.readlink(f"/proc/{pid}/exe") == program
+    return False
+
+
+def _waits_for_a_module(tid: int) -> bool:
+    return "call_usermodehelper_exec" in Path(f"/proc/{tid}/stack").read_text()
+
+
+def events_now(since: int) -> list[dict[str, Any]]:
+    """Return the requests after event number `since` that have been answered by now."""
+    found = [reply["event"] for reply in Connection().stream("Log")]
+    return [event for event in found if event["id"] > since and event["event"] == "request"]
+
+
+def _only(found: list[dict[str, Any]]) -> dict[str, Any]:
+    assert len(found) == 1, found
+    return found[0]
 
 
 def asker_disguised() -> dict[str, Any]:
