@@ -72,13 +72,13 @@ def discipline(number: int) -> None:
         os.close(slave)
 
 
-def every_way(n: int, mounts: bool) -> None:
-    """Ask in each way that is there, for names of one's own where the way lets one choose."""
+def every_way(n: int, family: int, line: int, mounts: bool) -> None:
+    """Ask in each way that is there, for names of one's own; where those are numbers, everybody's in turn."""
     pid = os.getpid()
-    ask("socket", 7)
+    ask("socket", 7 if n % 2 else family)
     ask("genl", f"f{pid}x{n}")
     ask("alg", f"a{pid}x{n}")
-    ask("ldisc", 28)
+    ask("ldisc", 28 if n % 2 else line)
     if mounts:
         ask("mount", f"m{pid}x{n}")
 
@@ -111,7 +111,7 @@ def main() -> None:
         if kind == "mixed":
             kind, what = order["what"], f"of{pid}x{n}" if n % 2 else "everybodys"
         if kind == "every way":
-            every_way(n, mounts=uid == 0 or bool(order.get("unshare")))
+            every_way(n, *what, mounts=uid == 0 or bool(order.get("unshare")))
         else:
             ask(kind, what)
 
