@@ -84,7 +84,7 @@ def every_way(n: int, family: int, line: int, mounts: bool) -> None:
 
 
 def become(order: dict[str, Any]) -> None:
-    """Take the name, the control group, the user and the namespaces that are ordered."""
+    """Take the name, the control group, the user with his groups, and the namespaces that are ordered."""
     Path("/proc/self/comm").write_text(order.get("comm", "who-asks"))
     if order.get("cgroup"):
         directory = Path("/sys/fs/cgroup") / order["cgroup"]
@@ -92,7 +92,7 @@ def become(order: dict[str, Any]) -> None:
         (directory / "cgroup.procs").write_text(str(os.getpid()))
     uid = order.get("uid", 0)
     if uid:
-        os.setgroups([])
+        os.setgroups(order.get("groups", []))
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     if order.get("unshare") and libc.unshare(0x10020000):  # CLONE_NEWUSER, CLONE_NEWNS

@@ -46,6 +46,10 @@ FIELDS: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = [
     ("gid = 1000", USER, ASKED),
     ('user = "nobody"', {**ASKED, "uid": 65534}, USER),
     ('group = "root"', ASKED, USER),
+    # Groups beside that of the process: audio is 29 on Debian, video 44.
+    ('group = "audio"', {**USER, "groups": [29, 44]}, {**USER, "groups": [44]}),
+    ("gid = 44", {**USER, "groups": [29, 44]}, USER),
+    ("gid = 200000", {**USER, "groups": [*range(100000, 120000), 200000]}, {**USER, "groups": [199999]}),
     ("privileged = false", USER, ASKED),
     ("privileged = true", ASKED, USER),
     ("privileged = false", {**MOUNT, "uid": 1000, "unshare": True}, MOUNT),
