@@ -38,7 +38,7 @@ from kmodd.broker.threads import in_own_thread
 from kmodd.broker.unloads import Unloads
 from kmodd.broker.watch import ASLEEP
 from kmodd.errors import KmoddError, SettingsError
-from kmodd.kernel import init
+from kmodd.kernel import init, refusal
 from kmodd.kernel.boot import boot_id
 from kmodd.kernel.comings import Comings
 from kmodd.kernel.hook import HELPER, Hook
@@ -491,7 +491,11 @@ class Daemon:
             "pid": os.getpid(),
             "state": "stopping" if broker.stopping else "running",
             "uptime_s": round(time.monotonic() - self._started, 3),
-            "kernel": {"type": self._kernel.name, "release": self._kernel.release},
+            "kernel": {
+                "type": self._kernel.name,
+                "release": self._kernel.release,
+                "modules_disabled": self._kernel.name == "linux" and refusal.modules_disabled(),
+            },
             "hook": self._hook_status(),
             "tree": self._tree_status(),
             "tracing": self._tracer.as_json(),

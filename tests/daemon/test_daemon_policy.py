@@ -707,6 +707,18 @@ def test_only_root_seals(daemon: Daemon) -> None:
     assert daemon.status()["policy"]["sealed"] is False
 
 
+def test_what_the_kernel_has_not_done_is_not_recorded(daemon: Daemon) -> None:
+    """kernel.modules_disabled of this machine is not set; or it could not run the other tests."""
+    for sealed, words in ((True, "is not set"), (False, "cannot unset")):
+        with daemon.api() as api, pytest.raises(Reply) as raised:
+            api.call("Seal", sealed=sealed, hard=True)
+        assert raised.value.parameters["key"] == "hard"
+        assert words in raised.value.parameters["error"]
+    assert daemon.status()["policy"]["sealed"] is False
+    assert daemon.status()["kernel"]["modules_disabled"] is False
+    assert "seal --hard" not in [event["action"] for event in daemon.events(event="policy")]
+
+
 # Through the API
 
 

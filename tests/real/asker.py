@@ -72,19 +72,19 @@ def discipline(number: int) -> None:
         os.close(slave)
 
 
-def every_way(n: int, mounts: bool) -> None:
-    """Ask in each way that is there, for names of one's own where the way lets one choose."""
+def every_way(n: int, family: int, line: int, mounts: bool) -> None:
+    """Ask in each way that is there, for names of one's own; where those are numbers, everybody's in turn."""
     pid = os.getpid()
-    ask("socket", 7)
+    ask("socket", 7 if n % 2 else family)
     ask("genl", f"f{pid}x{n}")
     ask("alg", f"a{pid}x{n}")
-    ask("ldisc", 28)
+    ask("ldisc", 28 if n % 2 else line)
     if mounts:
         ask("mount", f"m{pid}x{n}")
 
 
 def become(order: dict[str, Any]) -> None:
-    """Take the name, the control group, the user and the namespaces that are ordered."""
+    """Take the name, the control group, the user with his groups, and the namespaces that are ordered."""
     Path("/proc/self/comm").write_text(order.get("comm", "who-asks"))
     if order.get("cgroup"):
         directory = Path("/sys/fs/cgroup") / order["cgroup"]
@@ -92,7 +92,7 @@ def become(order: dict[str, Any]) -> None:
         (directory / "cgroup.procs").write_text(str(os.getpid()))
     uid = order.get("uid", 0)
     if uid:
-        os.setgroups([])
+        os.setgroups(order.get("groups", []))
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     if order.get("unshare") and libc.unshare(0x10020000):  # CLONE_NEWUSER, CLONE_NEWNS
@@ -111,7 +111,7 @@ def main() -> None:
         if kind == "mixed":
             kind, what = order["what"], f"of{pid}x{n}" if n % 2 else "everybodys"
         if kind == "every way":
-            every_way(n, mounts=uid == 0 or bool(order.get("unshare")))
+            every_way(n, *what, mounts=uid == 0 or bool(order.get("unshare")))
         else:
             ask(kind, what)
 

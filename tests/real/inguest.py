@@ -11,6 +11,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -749,6 +750,11 @@ def askers_at_once(tasks: int, each: int, kind: str = "kernel") -> list[dict[str
     return [told for _process, told in started]
 
 
+_FAMILIES = [12, 13, 14, 18, 19, 22, 23, 25, 27, 36]
+_DISCIPLINES = [4, 6, 8, 9, 10, 11, 12, 16, 19, 22]
+"""Protocol families and line disciplines that the tested kernels have no module for, one for each asker."""
+
+
 def thousand() -> dict[str, Any]:
     """Ten tasks of all sorts ask at once, in every way there is; return who they are and what is told of them."""
     container = "system.slice/docker-" + "0123456789abcdef" * 4 + ".scope"
@@ -760,16 +766,49 @@ def thousand() -> dict[str, Any]:
         {"cgroup": container},
     ]
     before = last_event()
-    started = [(sort, *_asker(kind="every way", what=None, count=26, **sort)) for sort in sorts * 2]
-    for _sort, process, _told in started:
+    own = zip(sorts * 2, _FAMILIES, _DISCIPLINES, strict=True)
+    started = [
+        (sort, numbers, *_asker(kind="every way", what=numbers, count=26, **sort)) for sort, *numbers in own
+    ]
+    for _sort, _numbers, process, _told in started:
         _let_ask(process)
-    for _sort, process, _told in started:
+    for _sort, _numbers, process, _told in started:
         assert process.wait(400) == 0
     return {
-        "askers": [{**told, **sort} for sort, _process, told in started],
+        "askers": [{**told, **sort, "numbers": numbers} for sort, numbers, _process, told in started],
         "events": events(before),
         "fallbacks": fallbacks(before),
     }
+
+
+def more_than_the_buffer_takes(count: int) -> dict[str, Any]:
+    """While the daemon is stopped have one processor record so many requests, of the longest names there are.
+
+    Return how many the kernel says that it has overwritten since, and what `kmodd status` says of it.
+    """
+    pid = daemon_pid()
+    tune(fallback="deny")
+    os.sched_setaffinity(0, {0})
+    before = _overrun()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for n in range(count):
+            ask(f"{n:055}", nowait=True)
+        overrun = _overrun() - before
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    # The helpers that nobody has answered have ended: nothing is recorded any more.
+    until(lambda: _no_process("kmodd-helper"))
+    until(lambda: _true(api("GetStatus")["status"]["requests"]["waiting"] == 0))
+    tune(fallback="modprobe")
+    tracing = api("GetStatus")["status"]["tracing"]
+    return {"overrun": overrun, "tracing": tracing, "text": kmodd("status")[1]}
+
+
+def _overrun() -> int:
+    """Return how many events of our instance the kernel has overwritten."""
+    stats = Path("/sys/kernel/tracing/instances/kmodd/per_cpu").glob("cpu*/stats")
+    return sum(int(re.findall(r"^overrun: (\d+)$", each.read_text(), re.MULTILINE)[0]) for each in stats)
 
 
 def tracing_instance() -> bool:
@@ -1001,6 +1040,100 @@ def killed_askers(rounds: int) -> dict[str, Any]:
         "gone": sum(event["decision"]["rule"] == "gone" for event in told),
         "told": len(told),
     }
+
+
+def asker_changes(how: str, rules: str) -> dict[str, Any]:
+    """A user's first thread asks for what he is denied; before we can look, a second one changes what it is.
+
+    `how`: "renames" it; "execs" root's set-uid program, which ends the first thread and takes its number;
+    "execs and asks" has that program ask for something else, in vain, and wait.
+    """
+    policy(rules)
+    assert unload(["rxrpc"]) == []
+    program = "/opt/another"
+    Path(program).unlink(missing_ok=True)
+    shutil.copyfile("/bin/dash", program)
+    os.chmod(program, 0o4755)
+    commands = (
+        "printf %s kmodd_block_5 >/proc/kmodd_ask; read line <&9"
+        if how == "execs and asks"
+        else "read line <&9"
+    )
+    go_r, go_w = os.pipe()
+    before, daemon = last_event(), daemon_pid()
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        pid = os.fork()
+        if not pid:
+            try:
+                _ask_and_change(how, [program, "-p", "-c", commands], go_r)
+            finally:
+                os._exit(0)
+        until(lambda: _true(_waits_for_a_module(pid)))
+        os.write(go_w, b"x")
+        if how == "renames":
+            until(lambda: _true(Path(f"/proc/{pid}/comm").read_text() == "root) R 1 1\n"))
+        else:
+            until(lambda: _true(_runs(pid, program)))
+            until(lambda: _true(_waits_for_a_module(pid) is (how == "execs and asks")))
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    event = until(lambda: _only([one for one in events_now(before) if one["name"] == "net-pf-33"]))
+    came_in = "rxrpc" in live()
+    if how == "execs and asks":
+        until(lambda: _true(Path("/sys/module/kmodd_block_5").exists()))
+        let_go("kmodd_block_5")
+    uid = None
+    if how != "renames":
+        assert os.readlink(f"/proc/{pid}/exe") == program
+        uid = os.stat(f"/proc/{pid}").st_uid
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    others = {one["name"]: one for one in events(before) if one["name"] != "net-pf-33"}
+    return {
+        "pid": pid,
+        "event": event,
+        "came_in": came_in,
+        "uid_now": uid,
+        "others": others,
+        "fallbacks": fallbacks(before),
+    }
+
+
+def _ask_and_change(how: str, argv: list[str], go: int) -> None:
+    asker.become({"uid": 1000})
+
+    def change() -> None:
+        os.read(go, 1)
+        if how == "renames":
+            Path(f"/proc/self/task/{os.getpid()}/comm").write_text("root) R 1 1")
+        else:
+            os.dup2(go, 9)  # which says nothing more, and does not end
+            os.execv(argv[0], argv)
+
+    threading.Thread(target=change).start()
+    open_socket(33)
+
+
+def _runs(pid: int, program: str) -> bool:
+    with contextlib.suppress(OSError):  # for a moment its number is that of a thread that has ended
+        return os.readlink(f"/proc/{pid}/exe") == program
+    return False
+
+
+def _waits_for_a_module(tid: int) -> bool:
+    return "call_usermodehelper_exec" in Path(f"/proc/{tid}/stack").read_text()
+
+
+def events_now(since: int) -> list[dict[str, Any]]:
+    """Return the requests after event number `since` that have been answered by now."""
+    found = [reply["event"] for reply in Connection().stream("Log")]
+    return [event for event in found if event["id"] > since and event["event"] == "request"]
+
+
+def _only(found: list[dict[str, Any]]) -> dict[str, Any]:
+    assert len(found) == 1, found
+    return found[0]
 
 
 def asker_disguised() -> dict[str, Any]:

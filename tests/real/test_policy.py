@@ -46,6 +46,10 @@ FIELDS: list[tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = [
     ("gid = 1000", USER, ASKED),
     ('user = "nobody"', {**ASKED, "uid": 65534}, USER),
     ('group = "root"', ASKED, USER),
+    # Groups beside that of the process: audio is 29 on Debian, video 44.
+    ('group = "audio"', {**USER, "groups": [29, 44]}, {**USER, "groups": [44]}),
+    ("gid = 44", {**USER, "groups": [29, 44]}, USER),
+    ("gid = 200000", {**USER, "groups": [*range(100000, 120000), 200000]}, {**USER, "groups": [199999]}),
     ("privileged = false", USER, ASKED),
     ("privileged = true", ASKED, USER),
     ("privileged = false", {**MOUNT, "uid": 1000, "unshare": True}, MOUNT),
@@ -139,6 +143,41 @@ def test_who_kills_his_asker_gets_nothing(call: Call) -> None:
     assert found["live"] is False
     assert found["outcomes"] == ["denied"]
     assert found["gone"] > 0, found
+
+
+_DENIED_TO_USERS = '[[rule]]\nprivileged = false\nmodule = "rxrpc"\naction = "deny"\nreason = "judged"\n'
+_THE_OTHERS_ALONE = (
+    '[[rule]]\nexe = "/opt/another"\naction = "allow"\n[[rule]]\nprivileged = true\naction = "allow"\n'
+    '[[rule]]\nmodule = "rxrpc"\nunknown = true\naction = "deny"\nreason = "judged"\n'
+)
+
+
+@pytest.mark.parametrize("rules", [_DENIED_TO_USERS, _THE_OTHERS_ALONE], ids=["users", "other"])
+def test_a_second_thread_that_renames_the_asker_changes_nothing(call: Call, rules: str) -> None:
+    found = call("asker_changes", how="renames", rules=rules)
+    assert found["fallbacks"] == []
+    who = found["event"]["requester"]
+    assert (who["pid"], who["uid"], who["privileged"]) == (found["pid"], 1000, False)
+    assert who["comm"] == "root) R 1 1"
+    assert who["exe"].startswith("/usr/bin/python3")
+    assert (found["event"]["outcome"], found["event"]["reason"]) == ("denied", "judged")
+    assert found["came_in"] is False
+
+
+@pytest.mark.parametrize("rules", [_DENIED_TO_USERS, _THE_OTHERS_ALONE], ids=["users", "other"])
+@pytest.mark.parametrize("how", ["execs", "execs and asks"])
+def test_what_an_asker_has_become_has_not_asked(call: Call, how: str, rules: str) -> None:
+    """A program that a second thread executes has the number of the thread that asked, and may be root's."""
+    found = call("asker_changes", how=how, rules=rules)
+    assert found["fallbacks"] == []
+    event = found["event"]
+    assert [value for value in event["requester"].values() if value is not None] == []
+    assert (event["outcome"], event["decision"]["action"]) == ("denied", "deny")
+    assert found["came_in"] is False
+    assert found["uid_now"] == 0
+    if how == "execs and asks":
+        who = found["others"]["kmodd_block_5"]["requester"]
+        assert (who["pid"], who["uid"], who["exe"]) == (found["pid"], 0, "/opt/another")
 
 
 def test_a_program_at_the_path_of_another_is_not_the_other(call: Call) -> None:

@@ -803,6 +803,44 @@ def test_one_that_was_killed_is_gone_and_not_unknown(proc: Proc, join: Join) -> 
     assert (again.gone, again.early) == (False, False), "nothing was recorded of this one"
 
 
+def test_one_that_asks_anew_is_gone_from_what_it_asked_before(proc: Proc, join: Join) -> None:
+    """Its number is that of another program, which a thread of the killed one has executed."""
+    proc.task(124, caps=BOTH)
+    join.tracing.new = [join.asked(124, "x"), join.asked(124, "y")]
+    assert [(claim.gone, claim.tid) for claim in (join.who.claim(b"x"), join.who.claim(b"y"))] == [
+        (True, None),
+        (False, 124),
+    ]
+    assert join.who.claim(b"x") == NOBODY, "it has asked for it once"
+
+
+def test_one_whose_helper_comes_late_is_gone_and_not_unknown(proc: Proc, join: Join) -> None:
+    proc.task(125, state="S", stack=ELSEWHERE)
+    join.tracing.new = [join.asked(125, "x"), join.asked(126, "x")]
+    join.now += 2_000_000_000
+    assert [join.who.claim(b"x").gone for _ in range(3)] == [True, True, False]
+
+
+def test_one_that_is_early_comes_before_one_that_has_gone_on(proc: Proc, join: Join) -> None:
+    proc.task(127)
+    proc.task(128, state="R", stack=ELSEWHERE)
+    join.tracing.new = [join.asked(127, "x"), join.asked(127, "y"), join.asked(128, "x")]
+    assert join.who.claim(b"x").early
+    proc.task(128)
+    assert [join.pid("x"), join.pid("x")] == [128, None]
+
+
+def test_those_that_have_gone_on_are_bounded_in_number_and_age(proc: Proc, join: Join) -> None:
+    proc.task(129)
+    join.tracing.new = [join.asked(129, "x"), join.asked(129, "y")]
+    assert join.pid("y") == 129
+    join.now += int(AGE * 1e9) + 1
+    assert join.who.claim(b"x") == NOBODY
+    join.tracing.new = [join.asked(129, "x"), *(join.asked(129, "z") for _ in range(RECORDS + 1))]
+    join.pid("y")
+    assert join.who.claim(b"x") == NOBODY
+
+
 def test_one_that_does_not_sleep_yet_is_early_and_found_later(proc: Proc, join: Join) -> None:
     proc.task(122, state="R", stack=ELSEWHERE)
     join.tracing.new = [join.asked(122, "x")]

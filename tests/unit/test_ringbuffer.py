@@ -83,7 +83,7 @@ def names(records: tuple[tuple[int, bytes], ...]) -> list[bytes]:
 def test_recorded_requests() -> None:
     found = ringbuffer.parse(page(FEW), LAYOUT)
     assert names(found.records) == [b"fs-one", b"net-pf-9", b"fs-a\nb\xff c", b"fs-" + b"x" * 40]
-    assert (found.missed, found.damaged) == (False, None)
+    assert (found.missed, found.damaged) == (0, None)
     for _time, record in found.records:
         assert EVENT.field("common_type").read(record) == EVENT.id
         assert EVENT.field("common_pid").read(record) == 132
@@ -102,15 +102,6 @@ def test_a_full_page() -> None:
     assert len(found.records) > 80
 
 
-@little
-def test_missed_events_are_told() -> None:
-    raw = bytearray(page(FEW))
-    raw[11] |= 0x80
-    found = ringbuffer.parse(bytes(raw), LAYOUT)
-    assert found.missed
-    assert len(found.records) == 4
-
-
 def made(*words: int, commit: int | None = None, time: int = 1000) -> bytes:
     data = b"".join(struct.pack("=I", word) for word in words)
     return struct.pack("=QQ", time, len(data) if commit is None else commit) + data
@@ -118,6 +109,39 @@ def made(*words: int, commit: int | None = None, time: int = 1000) -> bytes:
 
 def header(kind: int, delta: int) -> int:
     return kind | delta << 5 if sys.byteorder == "little" else kind << 27 | delta
+
+
+MISSED, STORED = 1 << 31, 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("flags", "behind", "missed"),
+    [
+        (0, 7, 0),
+        (MISSED, 7, 1),  # the kernel has found no room for the number: this is none
+        (MISSED | STORED, 1, 1),
+        (MISSED | STORED, 1000, 1000),
+        (MISSED | STORED, (1 << 32) + 5, (1 << 32) + 5),
+        (MISSED | STORED, 0, 1),
+        (MISSED | STORED, -1, 1),
+        (MISSED | STORED, None, 1),  # cut off
+        (STORED, 7, 0),
+    ],
+)
+def test_how_many_events_were_missed_is_stored_behind_the_data(
+    flags: int, behind: int | None, missed: int
+) -> None:
+    words = (header(1, 1), 7, header(1, 1), 8)
+    raw = made(*words, commit=16 | flags) + (b"" if behind is None else struct.pack("=q", behind))
+    found = ringbuffer.parse(raw, LAYOUT)
+    assert (found.missed, found.damaged) == (missed, None)
+    assert [record for _time, record in found.records] == [struct.pack("=I", 7), struct.pack("=I", 8)]
+
+
+def test_on_32_bits_the_number_has_32() -> None:
+    short = HEADER_PAGE.replace("size:8;\tsigned:1;", "size:4;\tsigned:1;")
+    raw = made(header(1, 1), 7, commit=8 | MISSED | STORED) + struct.pack("=iI", 300, 0xFFFFFFFF)
+    assert ringbuffer.parse(raw, ringbuffer.layout(short, HEADER_EVENT)).missed == 300
 
 
 def test_long_discarded_and_stamped_events() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kmodd.broker.threads import in_own_thread
 from kmodd.errors import KmoddError
+from kmodd.kernel import refusal
 from kmodd.policy import files
 from kmodd.policy.files import LastGood, Policy
 from kmodd.policy.inforce import PolicyInForce
@@ -109,6 +110,19 @@ class Enforcement:
         self.policy.seal(sealed)
         log.warning("sealed: only what the policy lists" if sealed else "the seal is open")
         self._record("seal" if sealed else "unseal", error=None, requester=requester)
+
+    def sealed_by_the_kernel(self, sealed: bool, requester: dict[str, Any] | None) -> None:
+        """Record that somebody has closed the kernel to modules.
+
+        Raises:
+            KmoddError: it is not so; nobody can open it.
+        """
+        if not sealed:
+            raise KmoddError("cannot unset kernel.modules_disabled: the next boot does")
+        if not refusal.modules_disabled():
+            raise KmoddError("kernel.modules_disabled is not set: kmodd seal --hard sets it")
+        log.warning("sealed by the kernel: no module is loaded or unloaded until the next boot")
+        self._record("seal --hard", error=None, requester=requester)
 
     def set_mode(self, mode: str) -> None:
         """Change how much the policy counts."""

@@ -108,7 +108,7 @@ class Others:
 
     @property
     def missed(self) -> int:
-        """How many times records were lost, or could not be decided in time."""
+        """How many records, at least, were lost, or could not be decided in time."""
         return self._comings.missed + self._dropped
 
     def open(self) -> Opened:

@@ -192,7 +192,7 @@ def status(arguments: Namespace) -> int:
             "daemon",
             f"kmodd {state['version']}, {state['state']}, pid {state['pid']}, up {state['uptime_s']:.0f} s",
         ],
-        ["kernel", f"{state['kernel']['type']} {state['kernel']['release']}"],
+        ["kernel", _kernel_words(state["kernel"])],
         ["hook", hook["error"] or hooked],
         *_tree_rows(state["tree"]),
         ["tracing", _tracing_words(state["tracing"])],
@@ -205,6 +205,11 @@ def status(arguments: Namespace) -> int:
     ]
     print(show.table(rows))
     return 0
+
+
+def _kernel_words(kernel: dict[str, Any]) -> str:
+    closed = ", loads and unloads nothing until the next boot (kernel.modules_disabled)"
+    return f"{kernel['type']} {kernel['release']}" + (closed if kernel["modules_disabled"] else "")
 
 
 def _policy_words(policy: dict[str, Any]) -> str:
@@ -238,7 +243,7 @@ def _tracing_words(tracing: dict[str, Any]) -> str:
     else:
         asks += ", and loads by others are seen"
     missed = tracing["missed"] + tracing["loads_missed"]
-    return asks + (f"; {missed} times records were lost" if missed else "")
+    return asks + (f"; records lost, at least: {missed}" if missed else "")
 
 
 def _tree_rows(tree: dict[str, Any] | None) -> list[list[str]]:

@@ -10,27 +10,29 @@ from kmodd.connection import Connection, Reply
 from kmodd.errors import KmoddError, NotPermitted
 
 DISABLED = "/proc/sys/kernel/modules_disabled"
+_PATIENCE = 5.0
+"""Seconds that the daemon may take to write down what is done already."""
 
 
 def seal(arguments: Namespace) -> int:
     """Seal by the daemon; with --hard by the kernel, for good."""
     if arguments.hard:
         return _hard(confirmed=arguments.yes)
-    _tell_daemon(sealed=True)
+    _tell_daemon(Connection(), sealed=True)
     print("sealed: nothing new comes in but what the policy lists; kmodd unseal ends it, and so does a boot")
     return 0
 
 
 def unseal(_arguments: Namespace) -> int:
     """Open the daemon's seal."""
-    _tell_daemon(sealed=False)
+    _tell_daemon(Connection(), sealed=False)
     print("unsealed")
     return 0
 
 
-def _tell_daemon(*, sealed: bool) -> None:
+def _tell_daemon(connection: Connection, **what: bool) -> None:
     try:
-        Connection().call("Seal", sealed=sealed)
+        connection.call("Seal", **what)
     except Reply as reply:
         raise reply.as_error() from None
 
@@ -54,4 +56,8 @@ def _hard(*, confirmed: bool) -> int:
     except OSError as err:
         raise KmoddError(f"cannot set kernel.modules_disabled: {err.strerror}") from err
     print("sealed by the kernel: no module is loaded or unloaded until the next boot")
+    try:
+        _tell_daemon(Connection(patience=_PATIENCE), sealed=True, hard=True)
+    except (KmoddError, OSError) as err:
+        print(f"kmodd: that is not in the journal: {err}", file=sys.stderr)
     return 0

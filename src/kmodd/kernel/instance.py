@@ -71,7 +71,7 @@ class Instance(ABC, Generic[T]):
         self._opened = Opened()
         self.problem: str | None = "not started"
         self.missed = 0
-        """How many times records were overwritten before they were read, or could not be read."""
+        """How many records, at least, were overwritten before they were read, or could not be read."""
 
     @abstractmethod
     def decode(self, event: str, record: EventFormat, time: int, raw: bytes) -> T:

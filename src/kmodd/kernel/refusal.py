@@ -66,6 +66,11 @@ class KernelLog:
         return found
 
 
+def modules_disabled() -> bool:
+    """Return whether the kernel loads and unloads nothing until the next boot: kernel.modules_disabled."""
+    return _read(_DISABLED).strip() == "1"
+
+
 def words(number: int, module: str, log: KernelLog) -> str:
     """Return an errno (positive) of finit_module(2) in words, with the kernel log's line where there is one.
 
@@ -82,7 +87,7 @@ def _special(number: int) -> str | None:
     if number in {errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.ENOKEY, errno.ENOPKG, errno.EBADMSG}:
         return f"its signature cannot be verified: {errno_words(number)}"
     if number == errno.EPERM:
-        if _read(_DISABLED).strip() == "1":
+        if modules_disabled():
             return f"module loading is disabled until reboot (kernel.modules_disabled): {errno_words(number)}"
         mode = _read(_LOCKDOWN).partition("[")[2].partition("]")[0]
         if mode not in {"", "none"}:

@@ -16,6 +16,7 @@ from kmodd.errors import KmoddError
 
 _COMMIT_MASK = (1 << 27) - 1
 _MISSED = 1 << 31  # RB_MISSED_EVENTS: events were overwritten before this sub-buffer was read
+_MISSED_STORED = 1 << 30  # RB_MISSED_STORED: how many is behind the data, where there was room: a long
 _DATA_MAX, _PADDING, _TIME_EXTEND, _TIME_STAMP = 28, 29, 30, 31  # enum ring_buffer_type
 _STAMP_TOP = 0x1F << 59  # an absolute timestamp has 59 bits; the page's gives the rest (since 5.17)
 _DELTA_BITS = 27
@@ -149,11 +150,12 @@ def layout(header_page: str, header_event: str) -> Layout:
 class SubBuffer:
     """A sub-buffer taken apart: its records with their times (ns, of the instance's clock), oldest first.
 
-    `missed`: whether older ones were overwritten unread. `damaged`: why the rest of it could not be read.
+    `missed`: how many older ones were overwritten unread; one where the kernel does not say how many.
+    `damaged`: why the rest of it could not be read.
     """
 
     records: tuple[tuple[int, bytes], ...]
-    missed: bool
+    missed: int
     damaged: str | None = None
 
 
@@ -175,7 +177,20 @@ def parse(page: bytes, where: Layout) -> SubBuffer:
         _walk(page, begin, end, time, records)
     except MalformedBuffer as err:
         damaged = str(err)
-    return SubBuffer(tuple(records), bool(commit & _MISSED), damaged)
+    return SubBuffer(tuple(records), _missed(page, commit, end, where), damaged)
+
+
+def _missed(page: bytes, commit: int, end: int, where: Layout) -> int:
+    """Return how many events were lost before this sub-buffer; see ring_buffer_read_page()."""
+    if not commit & _MISSED:
+        return 0
+    if not commit & _MISSED_STORED:
+        return 1
+    # It is as long as the local_t that commit is. What is no number of events says that there were some.
+    try:
+        return max(1, Field(end, where.commit.size, signed=True).read(page))
+    except MalformedBuffer:
+        return 1
 
 
 def _walk(page: bytes, at: int, end: int, time: int, records: list[tuple[int, bytes]]) -> None:

@@ -44,13 +44,18 @@ _SOON = 0.1
 _FEW = 2
 """Loads in progress with which a helper's name is taken at once."""
 _TRIES, _TRY_AGAIN = 25, 0.004
-"""How often, and after how many seconds, a task is looked at again that does not sleep yet."""
+"""How often, and after how many seconds first, a task is looked at again that does not sleep yet.
+
+Each pause is longer by as much as the first: 1.3 s in all. A group of tasks that has used up its share of the
+processors (cpu.max) is held back for a tenth of a second, or as long as its period.
+"""
 
 
 class HelperConnection:
     """One request of the kernel."""
 
     __slots__ = (
+        "_accepted",
         "_broker",
         "_claim",
         "_loop",
@@ -71,7 +76,7 @@ class HelperConnection:
         self._claim: Claim | None = None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
-        self._over = False
+        self._over = self._accepted = False
         self._timer: asyncio.TimerHandle | None = None
         self._watched = False
         # Nearly always the name is there already: then no look at the loop's selector is paid for it.
@@ -118,17 +123,21 @@ class HelperConnection:
         """Find out who asks, and hand the request over.
 
         Now, and not in a thread: who asked stays as it is until it is answered. A task that has started its
-        helper and was taken off its processor before it slept is looked at again.
+        helper and was taken off its processor before it slept is looked at again. One that never sleeps has
+        gone on without its answer, as another program: one of its threads has executed that, and it has the
+        number of the one that asked.
         """
         asker = NOBODY
         if self._who is not None:
             claim = self._who.claim(name)
             if claim.early and tries:
                 self._who.release(claim)
-                self._loop.call_later(_TRY_AGAIN, self._who_asked, name, tries - 1)
+                if tries == _TRIES:
+                    self._accept()  # or it falls back before we know
+                self._loop.call_later(_TRY_AGAIN * (1 + _TRIES - tries), self._who_asked, name, tries - 1)
                 return
             self._claim = claim
-            asker = Asker(claim.requester, tid=claim.tid, gone=claim.gone)
+            asker = Asker(claim.requester, tid=claim.tid, gone=claim.gone or claim.early)
         ticket = self._broker.submit(
             name,
             Source.KERNEL,
@@ -147,9 +156,11 @@ class HelperConnection:
             self._watch()
 
     def _accept(self) -> None:
-        """Tell the helper to wait; if it has gone just now, that is seen by watching it."""
+        """Tell the helper to wait, once; if it has gone just now, that is seen by watching it."""
         self._timer = None
-        self._send(ACCEPTED)
+        if not self._accepted:
+            self._accepted = True
+            self._send(ACCEPTED)
 
     def _hung_up(self) -> bool:
         """Whether the helper has gone; it says nothing but its name."""

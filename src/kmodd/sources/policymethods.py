@@ -130,10 +130,17 @@ class PolicyMethods:
         return len(self._broker.policy.policy.rules)
 
     @varlinkmethod
-    def Seal(self, *, sealed: bool) -> None:  # noqa: N802 - varlink's spelling
-        """Let nothing new in but what a rule allows, until the next boot; or end that."""
+    def Seal(self, *, sealed: bool, hard: bool | None = None) -> None:  # noqa: N802 - varlink's spelling
+        """Let nothing new in but what a rule allows, until the next boot; or end that.
+
+        `hard`: the caller has set kernel.modules_disabled; that is recorded, and no more done.
+        """
         caller = need_root("seal" if sealed else "unseal")
+        requester = peer.requester(caller).as_json()
         try:
-            self._enforcement.seal(sealed, peer.requester(caller).as_json())
+            if hard:
+                self._enforcement.sealed_by_the_kernel(sealed, requester)
+            else:
+                self._enforcement.seal(sealed, requester)
         except KmoddError as err:
-            raise InvalidSetting(key="sealed", error=str(err)) from err
+            raise InvalidSetting(key="hard" if hard else "sealed", error=str(err)) from err

@@ -33,7 +33,7 @@ _NS = 1_000_000_000
 class Claim:
     """Who made a request; `tid` is None where that is not known.
 
-    `gone`: it was recorded, and has ended since. `early`: it was recorded, and does not wait yet.
+    `gone`: it was recorded, and has ended or gone on since. `early`: it was recorded, and does not wait yet.
     """
 
     requester: Requester = UNKNOWN_REQUESTER
@@ -68,6 +68,8 @@ class WhoAsked:
         self._ahead = Ahead(proc)
         self._records: list[Asked] = []
         self._given: list[Asked] = []
+        self._over: list[Asked] = []
+        """Those that are not claimed, whose task does not wait any more: their helpers may still come."""
         self._privileged: set[Asked] = set()
         """Those that were seen to wait, privileged: who waits stays what it is, so one look is enough."""
         self._claimed: set[int] = set()
@@ -115,7 +117,7 @@ class WhoAsked:
 
     def forget(self) -> None:
         """Tracing has been switched off: nobody comes any more for what was recorded."""
-        self._records, self._given = [], []
+        self._records, self._given, self._over = [], [], []
         self._privileged.clear()
         self._ahead.keep(())
         requester.forget()
@@ -150,6 +152,10 @@ class WhoAsked:
                     return Claim(early=True)
                 self._records.remove(asked)
                 return Claim(gone=True)
+        for asked in self._over:
+            if asked.name == name:
+                self._over.remove(asked)
+                return Claim(gone=True)
         return NOBODY
 
     def _note(self, new: list[Asked]) -> None:
@@ -158,13 +164,17 @@ class WhoAsked:
             return
         self._looked_through = now
         for asked in new:
-            # A task that asks anew has gone on: what it asked for before has been answered by the fallback.
-            self._records = [old for old in self._records if old.tid != asked.tid or not old.wait]
+            # A task that asks anew has gone on: what it asked for before the fallback has answered, or it was
+            # killed by a thread that has its number now, as another program (execve(2)).
+            if left := [old for old in self._records if old.tid == asked.tid and old.wait]:
+                self._over += left
+                self._records = [old for old in self._records if old not in left]
             self._given = [old for old in self._given if old.tid != asked.tid]
             self._records.append(asked)
         oldest = now - int(AGE * _NS)
         self._records = [asked for asked in self._records[-RECORDS:] if asked.time >= oldest]
         self._given = [asked for asked in self._given[-RECORDS:] if asked.time >= oldest]
+        self._over = [asked for asked in self._over[-RECORDS:] if asked.time >= oldest]
         self._ahead.keep(self._records)
         if self._privileged:
             self._privileged.intersection_update([*self._records, *self._given])
@@ -205,6 +215,7 @@ class WhoAsked:
             if who is None:
                 if asked in self._records and self._clock() - asked.time > _SETTLED * _NS:
                     self._records.remove(asked)
+                    self._over.append(asked)
             elif not who.privileged:
                 return asked, who
             else:
