@@ -814,6 +814,36 @@ def test_one_that_asks_anew_is_gone_from_what_it_asked_before(proc: Proc, join: 
     assert join.who.claim(b"x") == NOBODY, "it has asked for it once"
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_one_whose_next_request_is_in_the_next_sub_buffer_is_gone(
+    proc: Proc, join: Join, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    proc.task(124, caps=BOTH)  # as it waits for y
+    parts = [[join.asked(124, "x")], [join.asked(125, "x")], [join.asked(124, "y")]]
+
+    def drain(*, everywhere: bool = False) -> list[Asked]:
+        return parts.pop(0) if parts else []
+
+    monkeypatch.setattr(join.tracing, "drain", drain)
+    if ahead:
+        join.who.look_ahead()
+    assert [join.who.claim(b"x").gone for _ in range(2)] == [True, True]
+    assert join.pid("y") == 124
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_older_record_that_is_read_later_does_not_take_the_place_of_the_newer(
+    proc: Proc, join: Join, given: bool
+) -> None:
+    proc.task(124)
+    older, newer = join.asked(124, "x"), join.asked(124, "y")
+    join.tracing.new = [newer]
+    assert not given or join.pid("y") == 124
+    join.tracing.late = [older]
+    assert join.who.claim(b"x").gone
+    assert given or join.pid("y") == 124
+
+
 def test_one_whose_helper_comes_late_is_gone_and_not_unknown(proc: Proc, join: Join) -> None:
     proc.task(125, state="S", stack=ELSEWHERE)
     join.tracing.new = [join.asked(125, "x"), join.asked(126, "x")]

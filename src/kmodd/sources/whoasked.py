@@ -164,6 +164,11 @@ class WhoAsked:
             return
         self._looked_through = now
         for asked in new:
+            if any(one.tid == asked.tid and one.time > asked.time for one in (*self._records, *self._given)):
+                # The other one was in another processor's buffer, and read first.
+                if asked.wait:
+                    self._over.append(asked)
+                continue
             # A task that asks anew has gone on: what it asked for before the fallback has answered, or it was
             # killed by a thread that has its number now, as another program (execve(2)).
             if left := [old for old in self._records if old.tid == asked.tid and old.wait]:
@@ -181,11 +186,21 @@ class WhoAsked:
 
     def _waiting(self, name: bytes) -> Claim | None:
         """Return one of those that wait for `name` and have not been given to a request."""
-        records = [asked for asked in self._records if asked.name == name and asked.wait]
-        found = self._least_privileged(records)
-        if found is None:
-            return None
-        asked, who = found
+        while True:
+            found = self._least_privileged(
+                [asked for asked in self._records if asked.name == name and asked.wait]
+            )
+            if found is None:
+                return None
+            asked, who = found
+            # What it waits for may be what another program of its number has asked for since. That record was
+            # announced before the task slept, and may be in the next sub-buffer.
+            more = self._tracing.drain()
+            if not more:
+                break
+            self._note(more + self._tracing.drain(everywhere=True))
+            if asked in self._records:
+                break
         self._ahead.forget(asked)
         self._records.remove(asked)
         self._given.append(asked)
