@@ -70,6 +70,8 @@ def test_insmod_modprobe_and_rmmod_by_hand(call: Call) -> None:
         "privileged": True,
         "call_site": None,
         "kernel_thread": False,
+        "cgroup": "/",
+        "namespaces": [],
     }
     assert (first["outcome"], first["status"], first["modules"]) == ("loaded", 0, ["kmodd_sleep"])
     assert (first["request"], first["duration_us"]) == (None, None)

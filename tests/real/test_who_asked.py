@@ -244,7 +244,7 @@ def test_how_many_records_were_lost_is_told(call: Call) -> None:
     """A daemon that is stopped reads none; the buffer of a processor has four pages and the reader's."""
     before = call("api", method="GetStatus")["status"]["tracing"]["missed"]
     found = call("more_than_the_buffer_takes", count=400, timeout=300)
-    assert 400 - 5 * 48 <= found["overrun"] < 400
+    assert 0 < found["overrun"] < 400
     assert found["tracing"]["missed"] - before == found["overrun"]
     told = found["tracing"]["missed"] + found["tracing"]["loads_missed"]
     assert f"; records lost, at least: {told}\n" in found["text"]

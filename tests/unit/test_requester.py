@@ -89,6 +89,14 @@ class Proc:
     def who(self, tid: int) -> Requester | None:
         return requester.waiting(tid, str(self.root))
 
+    def opened(self) -> int:
+        """How many of its files we have open."""
+        found = 0
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # the one of this list
+                found += os.readlink(f"/proc/self/fd/{fd}").startswith(f"{self.root}/")
+        return found
+
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Iterator[Proc]:
@@ -450,11 +458,10 @@ def test_where_the_kernel_does_not_count_it_is_looked_at_anew(
     path.unlink()
     if text is not None:
         path.write_text(text)
-    before = len(os.listdir("/proc/self/fd"))
     join.tracing.new = [join.asked(97, "x")]
     join.who.look_ahead()
     requester.forget()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert proc.opened() == 0
     assert join.pid("x") == 97
     assert looks.tids == [97]
 
@@ -544,29 +551,24 @@ def test_nobody_is_looked_at_where_nobody_wants_to_know(proc: Proc) -> None:
     join = Join(proc)
     join.who = WhoAsked(join.tracing, str(proc.root), lambda: join.now, wanted=lambda: False)
     proc.task(98)
-    before = len(os.listdir("/proc/self/fd"))
     join.tracing.new = [join.asked(98, "x")]
     join.who.look_ahead()
-    assert (len(os.listdir("/proc/self/fd")), join.tracing.new) == (before, []), (
-        "read, so that it does not wake"
-    )
+    assert (proc.opened(), join.tracing.new) == (0, []), "read, so that it does not wake"
 
 
 def test_looks_leave_no_open_files(proc: Proc, join: Join) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     for tid in range(200, 300):
         proc.task(tid)
     join.tracing.new = [join.asked(tid, f"n{tid}") for tid in range(200, 300)]
     join.who.look_ahead()
     files = len({"/", "status", "wchan", "stack", "cgroup"})
-    most = before + 64 + requester.RECENT * files
-    assert len(os.listdir("/proc/self/fd")) == most, "as many as there can be"
+    assert proc.opened() == 64 + requester.RECENT * files, "as many as there can be"
     requester.forget()
-    assert len(os.listdir("/proc/self/fd")) == before + 64
+    assert proc.opened() == 64
     assert [join.pid(f"n{tid}") for tid in range(200, 260)] == list(range(200, 260))
-    assert len(os.listdir("/proc/self/fd")) == before + 4
+    assert proc.opened() == 4
     join.who.forget()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert proc.opened() == 0
 
 
 def test_a_task_that_is_looked_at_again_is_read_anew(proc: Proc, join: Join) -> None:
@@ -628,6 +630,16 @@ def test_of_several_the_least_privileged_counts_then_the_oldest(proc: Proc, join
     assert [join.pid("x"), join.pid("x")] == [102, 103]
     join.tracing.new = [join.asked(104, "x")]
     assert [join.pid("x") for _ in range(4)] == [100, 101, 104, None]
+
+
+def test_one_that_may_less_and_whose_record_is_read_behind_the_look_counts(
+    proc: Proc, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc.task(105, caps=BOTH)
+    proc.task(106)
+    parts = [[join.asked(105, "x")], [join.asked(106, "x")]]
+    monkeypatch.setattr(join.tracing, "drain", lambda *, everywhere=False: parts.pop(0) if parts else [])
+    assert [join.pid("x"), join.pid("x")] == [106, 105]
 
 
 def test_privileged_of_whom_it_is_not_known_counts_as_not(proc: Proc, join: Join) -> None:
@@ -831,6 +843,46 @@ def test_one_whose_next_request_is_in_the_next_sub_buffer_is_gone(
     assert join.pid("y") == 124
 
 
+def test_one_whose_record_went_to_another_and_who_asks_anew_is_gone(
+    proc: Proc, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc.task(86, caps=BOTH)
+    join.tracing.new = [join.asked(86, "x")]
+    others = join.who.claim(b"x")
+    join.who.release(others)
+    look = requester.waiting
+
+    late = [join.asked(86, "y")]  # what it waits for by now
+
+    def looked(tid: int, *arguments: Any, **options: Any) -> Requester | None:
+        join.tracing.late = [late.pop()] if late else []
+        return look(tid, *arguments, **options)
+
+    monkeypatch.setattr(requester, "waiting", looked)
+    claim = join.who.claim(b"x")
+    assert (claim.gone, claim.tid) == (True, None)
+    assert join.pid("y") == 86
+
+
+def test_one_that_is_seen_to_wait_for_what_is_announced_late_is_gone(proc: Proc, join: Join) -> None:
+    proc.task(86, state="R", stack=ELSEWHERE)
+    join.tracing.new = [join.asked(86, "x")]
+    assert join.who.claim(b"x").early
+    proc.task(86, caps=BOTH)
+    join.tracing.late = [join.asked(86, "y")]
+    claim = join.who.claim(b"x")
+    assert (claim.gone, claim.tid) == (True, None)
+    assert join.pid("y") == 86
+
+
+def test_whoever_asks_again_and_again_keeps_nobody_waiting(
+    proc: Proc, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc.task(86)
+    monkeypatch.setattr(join.tracing, "drain", lambda *, everywhere=False: [join.asked(86, "x")])
+    assert join.who.claim(b"x").early
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_an_older_record_that_is_read_later_does_not_take_the_place_of_the_newer(
     proc: Proc, join: Join, given: bool
@@ -847,7 +899,7 @@ def test_an_older_record_that_is_read_later_does_not_take_the_place_of_the_newer
 def test_one_whose_helper_comes_late_is_gone_and_not_unknown(proc: Proc, join: Join) -> None:
     proc.task(125, state="S", stack=ELSEWHERE)
     join.tracing.new = [join.asked(125, "x"), join.asked(126, "x")]
-    join.now += 2_000_000_000
+    join.now += 6_000_000_000
     assert [join.who.claim(b"x").gone for _ in range(3)] == [True, True, False]
 
 

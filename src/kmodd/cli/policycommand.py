@@ -8,7 +8,7 @@ import sys
 import tomllib
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime
 
 from kmodd.cli.policy import ask
@@ -128,40 +128,33 @@ def _command(arguments: Namespace, word: str, new: list[Command]) -> tuple[str, 
     directory, runtime, reachable = _places()
     folder, name = (runtime, RUNTIME_COMMANDS) if arguments.runtime else (directory, COMMANDS)
     path = os.path.join(folder, name)
-    with _alone(folder):
+    with ExitStack() as stack:
+        stack.enter_context(_alone(folder))
         before, had = _commands(path)
         left = changed(had, *new, forget=word)
         if not new and left == had:
             raise NotFound(f"no command denies or allows {word} in {path}")
         # Before it is written: a daemon that is not running would not start with a file that it cannot take.
         parse(as_text(left), name, files.names(ask=False))
-        _put(path, as_text(left) if left else None)
-        undo = [(path, before)]
-        if new and not arguments.runtime:
-            undo += _supersede(runtime, word)
+        changes = [(path, before, left)]
+        beside = os.path.join(runtime, RUNTIME_COMMANDS)
+        if new and not arguments.runtime and os.path.lexists(beside):
+            # What an earlier command with --runtime said of it is read first, and would stand.
+            stack.enter_context(_alone(runtime))
+            told, others = _commands(beside)
+            if (kept := changed(others, forget=word)) != others:
+                changes.append((beside, told, kept))
+        for each, _before, items in changes:
+            _put(each, as_text(items) if items else None)
         if not reachable:
             return path, False
         try:
             Connection().call("ReloadPolicy")
         except Reply as reply:
-            for each, text in undo:
+            for each, text, _items in changes:
                 _put(each, text)
             raise reply.as_error() from None
     return path, True
-
-
-def _supersede(runtime: str, word: str) -> list[tuple[str, str | None]]:
-    """Drop what an earlier command with --runtime said of a word; that is read first, and would stand."""
-    path = os.path.join(runtime, RUNTIME_COMMANDS)
-    if not os.path.lexists(path):
-        return []
-    with _alone(runtime):
-        before, had = _commands(path)
-        left = changed(had, forget=word)
-        if left == had:
-            return []
-        _put(path, as_text(left) if left else None)
-    return [(path, before)]
 
 
 @contextmanager

@@ -191,6 +191,8 @@ def _on_module(rule: Rule, meant: Meaning) -> bool:
     if meant.globs is not None:
         # Of two globs nobody can say more than what each has of the other's names, and of what is installed.
         names += [*meant.globs.exact, *(name for name in rule.module.exact if meant.globs.matches(name))]
+        if meant.modules is None and rule.module.wild is not None:
+            return True
     return rule.module.any or any(rule.module.matches(plain(name)) for name in names)
 
 

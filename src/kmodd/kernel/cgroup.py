@@ -20,6 +20,8 @@ _BARE = re.compile(f"^{_ID}$")
 _MACHINE = re.compile(r"^machine-(.+)\.scope$|^systemd-nspawn@(.+)\.service$")
 _LXC = re.compile(r"^lxc\.payload\.(.+)$")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
+_SHOWN_MAX = 512
+"""Bytes of a path that are told: whoever may name groups may choose 4,096 for each of his requests."""
 _BELOW_THESE = frozenset({"docker", "kubepods", "kubepods.slice", "libpod_parent"})
 _NAMED_BELOW = frozenset({"lxc", "lxc.payload"})
 
@@ -66,7 +68,7 @@ def of_path(path: bytes) -> Group:
         container = _container(part, parts[:index])
         if container is not None:
             break
-    return Group(printable(path), unit, container)
+    return Group(printable(path, _SHOWN_MAX), unit, container)
 
 
 def _container(part: str, above: list[str]) -> str | None:

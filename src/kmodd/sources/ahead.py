@@ -43,6 +43,10 @@ class Ahead:
             return None
         return look.requester
 
+    def has(self, asked: Asked) -> bool:
+        """Whether there is a look at the task of a record that may still hold."""
+        return asked in self._looks
+
     def forget(self, asked: Asked) -> None:
         """Forget the look at the task of a record, where there is one."""
         self._looks.pop(asked, None)

@@ -22,8 +22,10 @@ RECORDS = 512
 """Unclaimed records that are kept; the kernel has 50 requests at once at most."""
 AGE = 60.0
 """Seconds for which an unclaimed record is kept: its helper starts late on a machine that is busy."""
-_SETTLED = 1.0
-"""Seconds after which a task that does not wait for its helper is not going to."""
+_SETTLED = 5.0
+"""Seconds after which a task that does not wait for its helper is not going to: long after the last look."""
+_TURNS = 4
+"""Times that one is looked for while new records come."""
 _SCAN = 0.05
 """Seconds that looking at all tasks may take on the event loop; on a machine with more nobody is told."""
 _NS = 1_000_000_000
@@ -123,8 +125,11 @@ class WhoAsked:
         requester.forget()
 
     def _look(self, asked: Asked) -> Requester | None:
-        check_exe = self._check_exe()
-        return self._ahead.who(asked, check_exe=check_exe) or self._look_at(asked.tid)
+        who = self._ahead.who(asked, check_exe=self._check_exe())
+        if who is None:
+            self._ahead.forget(asked)  # it never holds again
+            who = self._look_at(asked.tid)
+        return who
 
     def _look_at(self, tid: int) -> Requester | None:
         return requester.waiting(tid, self._proc, check_exe=self._check_exe())
@@ -137,8 +142,11 @@ class WhoAsked:
     # With tracing
 
     def _by_record(self, name: bytes) -> Claim:
-        self._note(self._tracing.drain())
+        self._note([])
         found = self._waiting(name)
+        if found is None:
+            self._note(self._tracing.drain())
+            found = self._waiting(name)
         if found is None:
             self._note(self._tracing.drain(everywhere=True))
             found = self._waiting(name) or self._still_waiting(name) or self._gone_on(name)
@@ -186,7 +194,7 @@ class WhoAsked:
 
     def _waiting(self, name: bytes) -> Claim | None:
         """Return one of those that wait for `name` and have not been given to a request."""
-        while True:
+        for turn in range(_TURNS):
             found = self._least_privileged(
                 [asked for asked in self._records if asked.name == name and asked.wait]
             )
@@ -194,13 +202,17 @@ class WhoAsked:
                 return None
             asked, who = found
             # What it waits for may be what another program of its number has asked for since. That record was
-            # announced before the task slept, and may be in the next sub-buffer.
-            more = self._tracing.drain()
+            # made before the task slept, and may be in the next sub-buffer; since a look ahead it has been
+            # announced, but before one just now maybe not.
+            more = self._tracing.drain(everywhere=not self._ahead.has(asked))
             if not more:
                 break
             self._note(more + self._tracing.drain(everywhere=True))
-            if asked in self._records:
+            # Once again, as others may have asked for that name; a flood of records is not to keep us here.
+            if turn and asked in self._records:
                 break
+        else:
+            return None
         self._ahead.forget(asked)
         self._records.remove(asked)
         self._given.append(asked)
@@ -214,7 +226,11 @@ class WhoAsked:
         found = self._least_privileged(
             [asked for asked in self._given if asked.name == name and asked.tid not in self._claimed]
         )
-        return None if found is None else Claim(found[1], found[0].tid)
+        if found is None:
+            return None
+        asked, who = found
+        self._note(self._tracing.drain(everywhere=True))  # as in _waiting()
+        return Claim(who, asked.tid) if asked in self._given else Claim(gone=True)
 
     def _least_privileged(self, records: list[Asked]) -> tuple[Asked, Requester] | None:
         """Return the one of those whose task waits that may least, the oldest of several.
