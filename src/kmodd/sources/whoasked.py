@@ -22,8 +22,8 @@ RECORDS = 512
 """Unclaimed records that are kept; the kernel has 50 requests at once at most."""
 AGE = 60.0
 """Seconds for which an unclaimed record is kept: its helper starts late on a machine that is busy."""
-_SETTLED = 5.0
-"""Seconds after which a task that does not wait for its helper is not going to: long after the last look."""
+_SETTLED = 1.0
+"""Seconds after which a task that does not wait for its helper is not going to."""
 _TURNS = 4
 """Times that one is looked for while new records come."""
 _SCAN = 0.05
@@ -142,11 +142,8 @@ class WhoAsked:
     # With tracing
 
     def _by_record(self, name: bytes) -> Claim:
-        self._note([])
+        self._note(self._tracing.drain())
         found = self._waiting(name)
-        if found is None:
-            self._note(self._tracing.drain())
-            found = self._waiting(name)
         if found is None:
             self._note(self._tracing.drain(everywhere=True))
             found = self._waiting(name) or self._still_waiting(name) or self._gone_on(name)
@@ -194,7 +191,7 @@ class WhoAsked:
 
     def _waiting(self, name: bytes) -> Claim | None:
         """Return one of those that wait for `name` and have not been given to a request."""
-        for turn in range(_TURNS):
+        for _turn in range(_TURNS):
             found = self._least_privileged(
                 [asked for asked in self._records if asked.name == name and asked.wait]
             )
@@ -208,8 +205,7 @@ class WhoAsked:
             if not more:
                 break
             self._note(more + self._tracing.drain(everywhere=True))
-            # Once again, as others may have asked for that name; a flood of records is not to keep us here.
-            if turn and asked in self._records:
+            if asked in self._records:
                 break
         else:
             return None
@@ -223,14 +219,19 @@ class WhoAsked:
 
         That other task has gone on since, with its own record unclaimed; this one is what is left.
         """
-        found = self._least_privileged(
-            [asked for asked in self._given if asked.name == name and asked.tid not in self._claimed]
-        )
-        if found is None:
-            return None
-        asked, who = found
-        self._note(self._tracing.drain(everywhere=True))  # as in _waiting()
-        return Claim(who, asked.tid) if asked in self._given else Claim(gone=True)
+        gone = None
+        for _turn in range(_TURNS):
+            found = self._least_privileged(
+                [asked for asked in self._given if asked.name == name and asked.tid not in self._claimed]
+            )
+            if found is None:
+                break
+            asked, who = found
+            self._note(self._tracing.drain(everywhere=True))  # as in _waiting()
+            if asked in self._given:
+                return Claim(who, asked.tid)
+            gone = Claim(gone=True)
+        return self._waiting(name) or gone if gone else None
 
     def _least_privileged(self, records: list[Asked]) -> tuple[Asked, Requester] | None:
         """Return the one of those whose task waits that may least, the oldest of several.
