@@ -7,6 +7,7 @@ that nor the list of mounts asks a file system anything, so none can make us wai
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import select
@@ -15,15 +16,15 @@ _MOUNT = re.compile(rb"^mnt_id:\t(\d+)$", re.MULTILINE)
 _PROC = "/proc"
 
 
-def everybodys(mount: int | None, proc: str = _PROC) -> bool:
-    """Whether a mount, by its id, is one of PID 1's mount namespace; False where that is not known."""
+def of_init(proc: str = _PROC) -> frozenset[int]:
+    """Return the ids of the mounts in PID 1's mount namespace (proc_pid_mountinfo(5)); empty: not known."""
     try:
         if proc == _PROC:
-            return _INIT.has(mount)
+            return _watched(os.readlink(f"{proc}/1/ns/mnt")).ids()
         with open(f"{proc}/1/mountinfo", "rb") as file:
-            return mount in _ids(file.read())
+            return _ids(file.read())
     except (OSError, ValueError):
-        return False
+        return frozenset()
 
 
 def _ids(mountinfo: bytes) -> frozenset[int]:
@@ -44,11 +45,6 @@ class _Mountinfo:
         os.close(self._file)
 
     def ids(self) -> frozenset[int]:
-        """Return their ids.
-
-        Raises:
-            OSError, ValueError: the list cannot be read.
-        """
         if self._changes.poll(0) or self._known is None:
             self._known = None  # should this fail it is tried again
             os.lseek(self._file, 0, os.SEEK_SET)
@@ -59,33 +55,10 @@ class _Mountinfo:
         return self._known
 
 
-class _Init:
-    """The mounts of the namespace that PID 1 is in."""
-
-    def __init__(self) -> None:
-        self._namespace = ""
-        self._mounts: _Mountinfo | None = None
-
-    def has(self, mount: int | None) -> bool:
-        """Whether a mount is one of them.
-
-        Raises:
-            OSError, ValueError: that cannot be read.
-        """
-        if self._mounts is not None and mount in self._mounts.ids():
-            return True
-        # PID 1 may have moved to another namespace. It costs a system call, and the numbers of the old one's
-        # mounts are given to no other while we have its list open: only what is missing there is looked for.
-        namespace = os.readlink(f"{_PROC}/1/ns/mnt")
-        if namespace == self._namespace:
-            return False
-        self._namespace, self._mounts = "", _Mountinfo()
-        found = mount in self._mounts.ids()
-        self._namespace = namespace
-        return found
-
-
-_INIT = _Init()
+@functools.lru_cache(maxsize=1)
+def _watched(_namespace: str) -> _Mountinfo:
+    """Return PID 1's list; it is another file's where PID 1 has moved to another mount namespace."""
+    return _Mountinfo()
 
 
 def of_program(task: int) -> int | None:

@@ -256,7 +256,7 @@ def _waiting(task: Task, status: bytes, tid: int, proc: str, *, check_exe: bool)
         return None
     found, site = blocked
     kernel_thread = _is_kernel_thread(task, found)
-    doubtful = not (check_exe and mounts.everybodys(task.mount_of_exe(), proc))
+    doubtful = not check_exe or task.mount_of_exe() not in mounts.of_init(proc)
     return _facts(task, tid, found, proc, kernel_thread=kernel_thread, call_site=site, exe_doubtful=doubtful)
 
 
@@ -463,7 +463,9 @@ def _namespaces(task: Task, status: Status, proc: str) -> tuple[str, ...] | None
 
 @functools.lru_cache(maxsize=1)
 def _initial(proc: str) -> dict[str, str]:
-    """Return PID 1's namespaces of each kind that this kernel has; it leaves none of them.
+    """Return PID 1's namespaces of each kind that this kernel has, as it was when first looked at.
+
+    It never leaves that of users, by which rules judge; the others are only told.
 
     Raises:
         OSError: they cannot be seen.
