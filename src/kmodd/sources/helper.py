@@ -46,8 +46,9 @@ _FEW = 2
 _TRIES, _TRY_AGAIN = 25, 0.004
 """How often, and after how many seconds first, a task is looked at again that does not sleep yet.
 
-Each pause is longer by as much as the first: 1.3 s in all. A group of tasks that has used up its share of the
-processors (cpu.max) is held back for a tenth of a second, or as long as its period.
+Each pause is longer by as much as the first: 1.3 s in all, longer than whoasked keeps the record of
+a task that does not wait. A group of tasks that has used up its share of the processors (cpu.max) is
+held back for a tenth of a second, or as long as its period.
 """
 
 
